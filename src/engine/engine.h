@@ -1,0 +1,182 @@
+// Engine: the public face. Programs (apps/) see this folder and base/ only; it is the only place that names concrete
+// back ends.
+//
+//   auto engine = Engine::load("model.gguf", {});            // or a Hugging Face folder
+//   auto session = (*engine)->new_session(4096);
+//   (*session)->feed(tokens);                                // prompt, in chunks
+//   (*session)->generate(options, on_piece);                 // streams text
+//
+// An Engine and its sessions are used by one thread at a time.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "tensor/dtype.h"
+
+namespace quipu {
+
+class Tokenizer;      // text/tokenizer.h
+class ChatTemplate;   // text/chat_template.h
+
+struct EngineOptions {
+  int threads = 0;                     // 0: one per available core
+  bool exact_activations = false;      // fp32 activations throughout (slower), for comparisons
+  bool reference_backend = false;      // the naive double-precision oracle (very slow)
+  DType cache_dtype = DType::kF16;     // f32, f16, bf16, q8_0
+  int64_t max_chunk = 512;             // rows of one prompt step
+  // Called while weights load: fraction 0..1. May be empty.
+  std::function<void(double fraction)> on_progress;
+};
+
+// Plain facts about a loaded model, for inspect, memory plans and closing lines.
+struct TensorFacts {
+  std::string name;
+  std::string dtype;
+  std::vector<int64_t> shape;          // slowest dimension first
+  uint64_t bytes = 0;
+};
+
+struct ModelFacts {
+  std::string path;
+  std::string name;                    // general.name or folder name
+  std::string architecture;            // "llama", "qwen3", ...
+  std::string file_format;             // "GGUF v3", "safetensors"
+  std::string quantisation;            // "Q4_1", "BF16", or a mix such as "Q4_K + Q6_K"
+  int64_t parameters = 0;
+  uint64_t weight_bytes = 0;           // in the file
+  int64_t layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, feed_forward = 0, vocabulary = 0;
+  int64_t trained_context = 0;
+  std::vector<std::string> layer_rooms;   // the room of every layer, e.g. "grouped_query"
+  double state_bytes_per_token = 0;    // at long context, in the cache dtype asked for
+  std::string tokenizer;               // "byte-level BPE (smollm), 49152 tokens"
+  bool has_chat_template = false;
+  std::vector<TensorFacts> tensors;
+  std::vector<std::string> warnings;
+};
+
+// What N tokens of context cost this model.
+struct ContextCost {
+  int64_t tokens = 0;
+  uint64_t state_bytes = 0;            // exact
+  uint64_t state_bytes_allocated = 0;  // in whole pages
+  double flops_per_token = 0;          // of one more token at this depth
+  double bytes_read_per_token = 0;     // weights and state
+};
+
+struct SamplingOptions {
+  double temperature = 0.8;            // 0: greedy
+  int64_t top_k = 40;                  // 0: off
+  double top_p = 0.95;                 // 1: off
+  double min_p = 0.05;                 // 0: off
+  double repeat_penalty = 1.0;         // 1: off
+  int64_t repeat_last = 64;
+  uint64_t seed = 0;                   // the draw at a position depends on seed and position only
+};
+
+struct GenerateOptions {
+  SamplingOptions sampling;
+  int64_t max_tokens = -1;             // -1: until the context is full
+  std::vector<std::string> stop;       // text that ends generation and is not shown
+  bool ignore_end = false;             // go on after an end-of-generation token
+  const volatile bool* interrupted = nullptr;   // checked between tokens (Ctrl-C)
+};
+
+enum class FinishReason { kStop, kLength, kContextFull, kInterrupted };
+std::string_view finish_reason_name(FinishReason reason);   // "stop", "length", "context", "interrupted"
+
+struct GenerateResult {
+  std::string text;
+  std::vector<int32_t> tokens;
+  FinishReason finish = FinishReason::kStop;
+};
+
+// Time and traffic since a session began or counters were cleared.
+struct SessionCounters {
+  int64_t prompt_tokens = 0;
+  double prompt_seconds = 0;
+  int64_t generated_tokens = 0;
+  double generate_seconds = 0;
+  double generate_bytes = 0;           // weights and state read while generating
+};
+
+class Session {
+ public:
+  virtual ~Session() = default;
+
+  virtual int64_t tokens() const = 0;              // in the context now
+  virtual int64_t context() const = 0;             // most it can hold
+  virtual std::span<const int32_t> token_ids() const = 0;
+  virtual uint64_t state_bytes() const = 0;        // held now
+  virtual const SessionCounters& counters() const = 0;
+  virtual void clear_counters() = 0;
+
+  // Takes in tokens (a prompt). kUsage when they do not fit, before anything is changed.
+  // on_progress(done, total) is called after every chunk; `interrupted` stops between chunks with kFailed.
+  virtual Result<void> feed(std::span<const int32_t> ids,
+                            const std::function<void(int64_t done, int64_t total)>& on_progress = {},
+                            const volatile bool* interrupted = nullptr) = 0;
+  // The same, returning logits of every fed token, row by row [ids.size(), vocabulary], to `on_logits(row, logits)`.
+  virtual Result<void> feed_with_logits(std::span<const int32_t> ids,
+                                        const std::function<void(int64_t row, std::span<const float> logits)>& on_logits) = 0;
+  // Logits after the last token; empty before the first.
+  virtual std::span<const float> logits() const = 0;
+  // XXH3-64 over the bits of logits(): equal runs print equal hashes.
+  virtual uint64_t logits_hash() const = 0;
+
+  // Samples from logits() and goes on, token by token; on_piece gets whole UTF-8 characters as they become certain.
+  virtual Result<GenerateResult> generate(const GenerateOptions& options,
+                                          const std::function<void(std::string_view piece)>& on_piece) = 0;
+
+  // Cuts the context back to `tokens` (kUsage when this model's state cannot).
+  virtual Result<void> rewind(int64_t tokens) = 0;
+  virtual Result<std::unique_ptr<Session>> fork() const = 0;
+  virtual Result<void> reset() = 0;
+
+  // The context as a file: versioned, checksummed, tied to model and layout; written whole or not at all.
+  // save returns the bytes written. load replaces the context; on error the session is as it was.
+  virtual Result<uint64_t> save_state(const std::string& path) const = 0;
+  virtual Result<void> load_state(const std::string& path) = 0;
+};
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  // path: a GGUF file, a safetensors folder in Hugging Face layout, or one of its files.
+  static Result<std::unique_ptr<Engine>> load(const std::string& path, const EngineOptions& options);
+  // Facts without loading weights.
+  static Result<ModelFacts> inspect(const std::string& path, DType cache_dtype = DType::kF16);
+  // Cost table without loading weights.
+  static Result<std::vector<ContextCost>> cost(const std::string& path, std::span<const int64_t> contexts,
+                                               DType cache_dtype = DType::kF16);
+  // The tokenizer (and chat template, if any) alone.
+  static Result<std::unique_ptr<Tokenizer>> load_tokenizer(const std::string& path);
+  // Writes a GGUF copy with matrices re-encoded. on_progress(done, total) in bytes of source tensors.
+  static Result<void> quantise(const std::string& in, const std::string& out, DType type,
+                               const std::function<void(uint64_t done, uint64_t total)>& on_progress);
+
+  virtual const ModelFacts& facts() const = 0;
+  virtual const Tokenizer& tokenizer() const = 0;
+  virtual const ChatTemplate* chat_template() const = 0;   // nullptr: the file has none (or it was refused: warnings)
+  virtual std::string backend_name() const = 0;            // "cpu avx512"
+  virtual int threads() const = 0;
+  virtual ContextCost cost_at(int64_t tokens) const = 0;
+  virtual double load_seconds() const = 0;
+  virtual uint64_t packed_weight_bytes() const = 0;
+
+  // context: most tokens the session will hold; 0 means the trained context (at most 8192).
+  virtual Result<std::unique_ptr<Session>> new_session(int64_t context) = 0;
+
+  // One step over several sessions at once, one next token each (continuous batching); logits as after feed().
+  // sessions.size() == ids.size(); sessions are distinct and of this engine.
+  virtual Result<void> step(std::span<Session* const> sessions, std::span<const int32_t> ids) = 0;
+};
+
+}  // namespace quipu
