@@ -4,8 +4,12 @@
 
 namespace quipu {
 
-TensorFile::TensorFile(std::string display_name, std::vector<NamedTensor> tensors, std::vector<std::string> warnings)
-    : display_name_(std::move(display_name)), tensors_(std::move(tensors)), warnings_(std::move(warnings)) {
+TensorFile::TensorFile(std::string display_name, std::vector<NamedTensor> tensors, std::vector<std::string> warnings,
+                       TextMap metadata)
+    : display_name_(std::move(display_name)),
+      tensors_(std::move(tensors)),
+      warnings_(std::move(warnings)),
+      metadata_(std::move(metadata)) {
   for (size_t i = 0; i < tensors_.size(); ++i) {
     const bool inserted = by_name_.emplace(tensors_[i].name, i).second;
     CHECK(inserted) << "tensor name twice: " << tensors_[i].name;
