@@ -1,9 +1,12 @@
 #include "tensor/quant_blocks.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "base/check.h"
 #include "tensor/float16.h"
+#include "tensor/quant_encode.h"
 #include "tensor/quant_layout.h"
 
 namespace quipu {
@@ -19,7 +22,7 @@ T load(const std::byte* bytes) {
 
 template <typename T>
 void decode_plain(float* out, const std::byte* bytes, int64_t elements) {
-  for (int64_t i = 0; i < elements; ++i) out[i] = static_cast<float>(load<T>(bytes + i * static_cast<int64_t>(sizeof(T))));
+  for (int64_t i = 0; i < elements; ++i, bytes += sizeof(T)) out[i] = static_cast<float>(load<T>(bytes));
 }
 
 void decode(float* out, const BlockQ4_0& block) {
@@ -70,8 +73,8 @@ void decode(float* out, const BlockQ2_K& block) {
   unpack_plane<2, 32>(codes, block.codes, 256);
   const float d = f16_to_f32(block.d), dmin = f16_to_f32(block.dmin);
   for (int i = 0; i < 256; ++i) {
-    const uint8_t scales = block.scales[i / 16];
-    out[i] = d * static_cast<float>(scales & 15) * static_cast<float>(codes[i]) - dmin * static_cast<float>(scales >> 4);
+    const float step = d * static_cast<float>(block.scales[i / 16] & 15);
+    out[i] = step * static_cast<float>(codes[i]) - dmin * static_cast<float>(block.scales[i / 16] >> 4);
   }
 }
 
@@ -91,7 +94,8 @@ void decode_k_affine(float* out, const uint8_t codes[256], const uint8_t packed_
   uint8_t scales[8], mins[8];
   unpack_scales_6(scales, mins, packed_scales);
   for (int i = 0; i < 256; ++i) {
-    out[i] = d * static_cast<float>(scales[i / 32]) * static_cast<float>(codes[i]) - dmin * static_cast<float>(mins[i / 32]);
+    const float step = d * static_cast<float>(scales[i / 32]);
+    out[i] = step * static_cast<float>(codes[i]) - dmin * static_cast<float>(mins[i / 32]);
   }
 }
 
@@ -122,6 +126,21 @@ template <typename Block>
 void decode_blocks(float* out, DType dtype, const std::byte* bytes, int64_t elements) {
   const int block_elements = traits(dtype).block_elements;
   for (int64_t i = 0; i < elements; i += block_elements, bytes += sizeof(Block)) decode(out + i, load<Block>(bytes));
+}
+
+template <typename Block>
+void encode_blocks(std::byte* out, DType dtype, const float* values, int64_t elements) {
+  const int block_elements = traits(dtype).block_elements;
+  float cleaned[256];
+  for (int64_t i = 0; i < elements; i += block_elements, out += sizeof(Block)) {
+    for (int j = 0; j < block_elements; ++j) {
+      const float x = values[i + j];
+      cleaned[j] = std::isnan(x) ? 0.0f : std::clamp(x, -kLargestInput, kLargestInput);
+    }
+    Block block;
+    encode(block, cleaned);
+    std::memcpy(out, &block, sizeof(Block));
+  }
 }
 
 }  // namespace
@@ -158,6 +177,38 @@ void dequantise_row(float* out, DType dtype, const std::byte* bytes, int64_t ele
     case DType::kIQ4_NL: return decode_blocks<BlockIQ4_NL>(out, dtype, bytes, elements);
   }
   CHECK(false) << "no such dtype " << static_cast<int>(dtype);
+}
+
+bool can_quantise(DType dtype) {
+  return traits(dtype).quantised || dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16;
+}
+
+void quantise_row(std::byte* out, DType dtype, const float* values, int64_t elements) {
+  const int64_t bytes = row_bytes(dtype, elements);
+  switch (dtype) {
+    case DType::kF32:
+      if (bytes != 0) std::memcpy(out, values, static_cast<size_t>(bytes));
+      return;
+    case DType::kF16:
+    case DType::kBF16:
+      for (int64_t i = 0; i < elements; ++i) {
+        const uint16_t bits = dtype == DType::kF16 ? f32_to_f16(values[i]) : f32_to_bf16(values[i]);
+        std::memcpy(out + 2 * i, &bits, 2);
+      }
+      return;
+    case DType::kQ4_0: return encode_blocks<BlockQ4_0>(out, dtype, values, elements);
+    case DType::kQ4_1: return encode_blocks<BlockQ4_1>(out, dtype, values, elements);
+    case DType::kQ5_0: return encode_blocks<BlockQ5_0>(out, dtype, values, elements);
+    case DType::kQ5_1: return encode_blocks<BlockQ5_1>(out, dtype, values, elements);
+    case DType::kQ8_0: return encode_blocks<BlockQ8_0>(out, dtype, values, elements);
+    case DType::kQ2_K: return encode_blocks<BlockQ2_K>(out, dtype, values, elements);
+    case DType::kQ3_K: return encode_blocks<BlockQ3_K>(out, dtype, values, elements);
+    case DType::kQ4_K: return encode_blocks<BlockQ4_K>(out, dtype, values, elements);
+    case DType::kQ5_K: return encode_blocks<BlockQ5_K>(out, dtype, values, elements);
+    case DType::kQ6_K: return encode_blocks<BlockQ6_K>(out, dtype, values, elements);
+    case DType::kIQ4_NL: return encode_blocks<BlockIQ4_NL>(out, dtype, values, elements);
+    default: CHECK(can_quantise(dtype)) << "no encoder for " << traits(dtype).name;
+  }
 }
 
 }  // namespace quipu

@@ -131,8 +131,8 @@ inline void pack_plane(uint8_t* packed, const uint8_t* codes, int elements, int 
 }
 
 // The one field that is no plane: 8 scales and 8 mins of 6 bits in Q4_K and Q5_K. The first four of each keep their six
-// bits in bytes 0-3 and 4-7; the last four have their low nibbles in bytes 8-11 (scale low, min high) and their upper two
-// bits on top of bytes 0-3 and 4-7.
+// bits in bytes 0-3 and 4-7; the last four have their low nibbles in bytes 8-11 (scale low, min high) and their upper
+// two bits on top of bytes 0-3 and 4-7.
 inline void unpack_scales_6(uint8_t scales[8], uint8_t mins[8], const uint8_t packed[12]) {
   for (int i = 0; i < 4; ++i) {
     scales[i] = packed[i] & 63;
