@@ -213,18 +213,20 @@ TEST(QuantLayout, SixBitScalesUnpackWhatWasPacked) {
 struct Quality {
   DType dtype;
   double normal, laplace, outliers;   // relative RMSE of GGML 0.13.1 (ggml_quantize_chunk, no importance matrix)
+  double share;                       // of these that is allowed here
 };
 
 // Measured on 2^20 draws of each distribution. The formats that copy GGML's choice get 1 % for the different draws; the
-// searched ones minimise plain squared error, GGML an error weighted by magnitude, so they must come out lower: when
-// this was written they measured lower by 2 % (Q4_K, normal) to 18 % (Q2_K, outliers).
+// searched ones minimise plain squared error, GGML an error weighted by magnitude, so they must come out lower: by
+// 2 % (Q4_K, normal) to 18 % (Q2_K, outliers) when this was written. Each share is that less half a percent or so, so
+// that a search that stops working fails here.
 constexpr Quality kGgml[] = {
-    {DType::kQ4_0, 0.08600, 0.10690, 0.14562}, {DType::kQ4_1, 0.07826, 0.09183, 0.10016},
-    {DType::kQ5_0, 0.04270, 0.05357, 0.07427}, {DType::kQ5_1, 0.03785, 0.04448, 0.04837},
-    {DType::kQ8_0, 0.00535, 0.00674, 0.00934}, {DType::kIQ4_NL, 0.07618, 0.08793, 0.11229},
-    {DType::kQ2_K, 0.29672, 0.34414, 0.32407}, {DType::kQ3_K, 0.15098, 0.17605, 0.19006},
-    {DType::kQ4_K, 0.07137, 0.08465, 0.09327}, {DType::kQ5_K, 0.03613, 0.04284, 0.04685},
-    {DType::kQ6_K, 0.01775, 0.02166, 0.02742},
+    {DType::kQ4_0, 0.08600, 0.10690, 0.14562, 1.01}, {DType::kQ4_1, 0.07826, 0.09183, 0.10016, 1.01},
+    {DType::kQ5_0, 0.04270, 0.05357, 0.07427, 1.01}, {DType::kQ5_1, 0.03785, 0.04448, 0.04837, 1.01},
+    {DType::kQ8_0, 0.00535, 0.00674, 0.00934, 1.01}, {DType::kIQ4_NL, 0.07618, 0.08793, 0.11229, 0.97},
+    {DType::kQ2_K, 0.29672, 0.34414, 0.32407, 0.885}, {DType::kQ3_K, 0.15098, 0.17605, 0.19006, 0.96},
+    {DType::kQ4_K, 0.07137, 0.08465, 0.09327, 0.985}, {DType::kQ5_K, 0.03613, 0.04284, 0.04685, 0.965},
+    {DType::kQ6_K, 0.01775, 0.02166, 0.02742, 0.98},
 };
 
 TEST(QuantBlocks, RoundTripErrorIsNoWorseThanGgml) {
@@ -239,13 +241,11 @@ TEST(QuantBlocks, RoundTripErrorIsNoWorseThanGgml) {
   }
   ASSERT_EQ(std::size(kGgml), quantised_formats().size());
   for (const Quality& ggml : kGgml) {
-    const bool copies_ggml = ggml.dtype <= DType::kQ8_0;
-    const double factor = copies_ggml ? 1.01 : 1.0;
-    EXPECT_LE(relative_rmse(round_trip(ggml.dtype, normal), normal), factor * ggml.normal) << dtype_name(ggml.dtype);
-    EXPECT_LE(relative_rmse(round_trip(ggml.dtype, laplace), laplace), factor * ggml.laplace) << dtype_name(ggml.dtype);
-    // one block in four holds an outlier: their draws vary more
-    EXPECT_LE(relative_rmse(round_trip(ggml.dtype, outliers), outliers), (factor + 0.02) * ggml.outliers)
-        << dtype_name(ggml.dtype);
+    const std::string_view name = dtype_name(ggml.dtype);
+    EXPECT_LE(relative_rmse(round_trip(ggml.dtype, normal), normal), ggml.share * ggml.normal) << name;
+    EXPECT_LE(relative_rmse(round_trip(ggml.dtype, laplace), laplace), ggml.share * ggml.laplace) << name;
+    // one element in a hundred carries half the norm: draws differ more
+    EXPECT_LE(relative_rmse(round_trip(ggml.dtype, outliers), outliers), (ggml.share + 0.02) * ggml.outliers) << name;
   }
 }
 

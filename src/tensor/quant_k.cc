@@ -17,7 +17,9 @@ constexpr int kElements = 256;
 // Numbers below this decode to zero under any unit: half the smallest binary16 is 3e-8.
 constexpr float kNegligible = 1e-9f;
 
-constexpr int kUnitRounds = 2;
+// Fitting the unit again to the codes it led to takes off 0.1 to 0.5 % of the error; a second time 0.2 % at most.
+// Trying the neighbours of scale and min takes off 0.1 to 4 %.
+constexpr int kUnitRounds = 1;
 
 // A unit as binary16. A wish for a tiny unit gets the smallest there is: whole numbers times that may still be close.
 uint16_t unit_bits(float unit) {

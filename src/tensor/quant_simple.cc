@@ -56,7 +56,6 @@ ScaleAndMin encode_from_min(uint8_t codes[kElements], const float* values) {
   if (inverse == 0 && *largest != *smallest) {   // one value for all of them
     m = std::accumulate(values, values + kElements, 0.0f) / kElements;
   }
-  if (d < kCoarseScale) m = f16_to_f32(f32_to_f16(m));
   for (int i = 0; i < kElements; ++i) {
     codes[i] = static_cast<uint8_t>(nearest_code((values[i] - m) * inverse, kLargest));
   }
