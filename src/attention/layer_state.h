@@ -18,6 +18,8 @@
 
 namespace quipu {
 
+class ByteReader;
+
 // Hands out zeroed, 64-byte aligned pages by size and takes them back. Counts references. Not thread-safe: one engine
 // thread owns it. Page memory comes in slabs, so that a long context is few mappings; freed pages are reused.
 class PagePool {
@@ -34,6 +36,7 @@ class PagePool {
   bool shared(const std::byte* page) const;   // more than one reference
 
   int64_t live_bytes() const { return live_bytes_; }
+  int64_t limit_bytes() const { return limit_bytes_; }
   void set_limit_bytes(int64_t limit) { limit_bytes_ = limit; }
 
  private:
@@ -46,16 +49,22 @@ class PagePool {
 // One region of one layer.
 struct RegionState {
   RegionSpec spec;
-  std::vector<std::byte*> pages;   // capacity reserved for the whole context; kRing: ring_pages entries used cyclically
+  // Capacity reserved for the whole context. kRing: ring_pages() entries used cyclically, nullptr until first needed.
+  // kFixed: one page of all rows, contiguous.
+  std::vector<std::byte*> pages;
   int64_t rows = 0;                // rows ever appended (kFixed: fixed_rows)
+  int64_t first_row = 0;           // kRing: oldest row not overwritten; 0 otherwise
 
-  int64_t page_bytes() const { return spec.bytes_per_row() * kPageRows; }
-  int64_t ring_pages() const;      // 0 unless kRing
+  int64_t page_bytes() const { return spec.page_bytes(); }
+  int64_t ring_pages() const { return spec.ring_pages(); }
 };
 
+// Rooms write rows of a region only in a step that prepare_append() prepared, and keep region rows equal to
+// spec.rows_after(tokens()) when the step ends. A layer that a router sends only some tokens to counts those alone.
+// Page bytes beyond the rows written hold anything (old rows, zeros): kernels must not let them touch a result.
 class LayerState {
  public:
-  // Reserves bookkeeping for up to `context` tokens; takes pages for kFixed regions only.
+  // Reserves bookkeeping for up to `context` tokens; takes pages for kFixed regions only (zeroed).
   static Result<LayerState> create(const StateLayout& layout, int64_t context, PagePool& pool);
   LayerState(LayerState&& other) noexcept;
   LayerState& operator=(LayerState&& other) noexcept;
@@ -67,24 +76,36 @@ class LayerState {
   size_t regions() const { return regions_.size(); }
   int64_t tokens() const { return tokens_; }   // tokens this layer has taken in
 
-  // Makes pages for `tokens` more tokens present and private. Call before the forward pass of a step.
+  // Makes pages for `tokens` more tokens present and private, and those of rows that change: the open row of
+  // kPerStride, all of kFixed. Call before the forward pass of a step. On error (kUsage: more than the context or than a
+  // ring holds; kFailed: no memory) rows and counters are as before, and it may be called again.
   Result<void> prepare_append(int64_t tokens);
   // Counts the tokens a step has written; rooms advance region rows themselves while they write.
   void advance(int64_t tokens) { tokens_ += tokens; }
 
   // Shares all pages with a copy (copy on write later).
   Result<LayerState> fork() const;
-  // Cuts back to `tokens` tokens. Allowed as layout().rewind says; kUsage otherwise. kRing: only if nothing needed was
-  // overwritten.
+  // Cuts back to `tokens` tokens, 0 <= tokens <= tokens(). Always allowed to 0 (a new beginning: fixed regions are zero
+  // again) and to tokens(); between them as layout().rewind says, kUsage otherwise. kRing: only if the ring_history rows
+  // before `tokens` were not overwritten. kFixed regions are left as they are: a layout that allows the rewind promises
+  // that their contents do not matter there.
   Result<void> rewind(int64_t tokens);
+  bool can_rewind(int64_t tokens) const;
   int64_t bytes() const;   // bytes of pages held, shared ones counted in full
 
-  // Serialised form: counters and the used bytes of every page, in order.
+  // Serialised form, appended to `out`: counters and the pages that hold rows, in order. The reader must know the layout.
   void save(std::vector<std::byte>& out) const;
-  Result<void> load(std::span<const std::byte> bytes);   // kBadInput on any mismatch, leaving the state empty
+  // Replaces the state by one that save() wrote for the same layout. kBadInput on any mismatch, kFailed without memory,
+  // leaving the state empty. Takes no more page memory than there are bytes.
+  Result<void> load(std::span<const std::byte> bytes);
 
  private:
   LayerState() = default;
+  Result<void> prepare_region(RegionState& region, int64_t tokens);
+  Result<void> make_private(std::byte*& page, int64_t bytes);
+  Result<void> clear();            // no tokens, no rows
+  void release_pages();
+  Result<void> load_region(RegionState& region, ByteReader& reader);
   StateLayout layout_;
   std::vector<RegionState> regions_;
   int64_t tokens_ = 0;
@@ -104,8 +125,10 @@ class SequenceState {
   int64_t context() const { return context_; }
 
   Result<void> prepare_append(int64_t tokens);   // kUsage when the context would be passed
-  void advance(int64_t tokens) { tokens_ += tokens; }   // after all layers of a step
+  // After all layers of a step; also, on an empty sequence, after layer(i).load() of every layer.
+  void advance(int64_t tokens) { tokens_ += tokens; }
   Result<SequenceState> fork() const;
+  // Cuts every layer back, or none: kUsage when one of them cannot.
   Result<void> rewind(int64_t tokens);
   int64_t bytes() const;
   std::string signature() const;                 // of all layers' layouts

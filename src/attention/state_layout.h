@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/kv_cache.h"
 #include "tensor/dtype.h"
 
 namespace quipu {
@@ -25,9 +26,17 @@ struct RegionSpec {
   Growth growth = Growth::kPerToken;
   int64_t stride = 1;        // kPerStride
   int64_t ring_rows = 0;     // kRing: rows that must stay readable, the current chunk included
+  int64_t ring_history = 0;  // kRing: rows before a new row that it reads; what a rewind must find intact
   int64_t fixed_rows = 0;    // kFixed
 
   int64_t bytes_per_row() const { return row_bytes(dtype, row_elements); }
+  // Rows of one page: kPageRows, but a kFixed region is one page of fixed_rows rows, contiguous.
+  int64_t page_rows() const;
+  int64_t page_bytes() const { return bytes_per_row() * page_rows(); }
+  // kRing: pages that hold ring_rows rows wherever they begin in a page; 0 for the others.
+  int64_t ring_pages() const;
+  // Rows there are after `tokens` tokens: of a ring, all ever appended.
+  int64_t rows_after(int64_t tokens) const;
 };
 
 // How far a remembered context may be cut back without computing it again.
@@ -42,9 +51,9 @@ struct StateLayout {
   std::string signature() const;
 };
 
-// Bytes that `tokens` tokens take, to the row: what the formulas of the papers count.
+// Bytes that `tokens` tokens take, to the row: what the formulas of the papers count. A ring counts ring_rows at most.
 int64_t state_bytes(const StateLayout& layout, int64_t tokens);
-// Bytes that are allocated for them, in whole pages of kPageRows rows.
+// Bytes that are allocated for them, in whole pages of RegionSpec::page_rows() rows.
 int64_t state_bytes_allocated(const StateLayout& layout, int64_t tokens);
 
 }  // namespace quipu
