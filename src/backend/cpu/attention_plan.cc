@@ -1,0 +1,231 @@
+#include "backend/cpu/attention_plan.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "backend/cpu/scratch.h"
+
+namespace quipu::cpu {
+namespace {
+
+// Rows from which widening a page to float once is cheaper than widening it for every register tile.
+constexpr int64_t kWidenRows = 9;
+
+int32_t clamp_to_page(int64_t key) { return static_cast<int32_t>(std::clamp<int64_t>(key, 0, kPageRows)); }
+
+}  // namespace
+
+void AttentionPlan::run(MatrixView<float> out, MatrixView<const float> q, std::span<const AttendSlice> slices,
+                        const AttendOptions& options) {
+  if (slices.empty()) return;
+  const KvCacheView& cache = slices[0].cache;
+  options_ = options;
+  dtype_ = cache.dtype;
+  kv_heads_ = cache.kv_heads;
+  group_ = options.heads / cache.kv_heads;
+  key_dim_ = cache.key_dim;
+  value_dim_ = cache.value_dim;
+  value_stride_ = (value_dim_ + 15) / 16 * 16;
+  for (const AttendSlice& slice : slices) {
+    CHECK(slice.cache.dtype == dtype_ && slice.cache.kv_heads == kv_heads_ && slice.cache.key_dim == key_dim_ &&
+          slice.cache.value_dim == value_dim_)
+        << "[attend] the caches of one batch differ in shape";
+  }
+  make_blocks(slices);
+  prepare_workers();
+  const bool few_blocks = static_cast<int64_t>(blocks_.size()) < 4 * pool_.threads() && pool_.threads() > 1;
+  const bool one_row_each = std::all_of(slices.begin(), slices.end(), [](const AttendSlice& s) { return s.rows <= 4; });
+  if (few_blocks && one_row_each) {
+    run_split_segments(out, q);
+  } else {
+    run_whole_blocks(out, q);
+  }
+}
+
+void AttentionPlan::make_blocks(std::span<const AttendSlice> slices) {
+  blocks_.clear();
+  for (const AttendSlice& slice : slices) {
+    const int64_t all_rows = slice.rows * group_;
+    for (int64_t first = 0; first < all_rows; first += kBlockRows) {
+      const int64_t rows = std::min(kBlockRows, all_rows - first);
+      const int64_t oldest = slice.first_key + first / group_;                 // key index of the block's first token
+      const int64_t newest = slice.first_key + (first + rows - 1) / group_;
+      const int64_t begin = options_.window > 0 ? std::max<int64_t>(0, oldest + 1 - options_.window) : 0;
+      for (int64_t head = 0; head < kv_heads_; ++head) {
+        blocks_.push_back({.slice = &slice,
+                           .kv_head = head,
+                           .first_row = first,
+                           .rows = rows,
+                           .page_begin = begin / kPageRows,
+                           .page_end = newest / kPageRows + 1});
+      }
+    }
+  }
+  // The longest first, so that threads finish together.
+  std::stable_sort(blocks_.begin(), blocks_.end(), [](const Block& a, const Block& b) {
+    return a.page_end - a.page_begin > b.page_end - b.page_begin;
+  });
+}
+
+void AttentionPlan::prepare_workers() {
+  workers_.resize(static_cast<size_t>(pool_.threads()));
+  const int64_t floats = kBlockRows * (key_dim_ + key_dim_ / 4 + key_dim_ / 32 + key_dim_ / 16) + kBlockRows * 64 + key_dim_ * 64 +
+                         64 * value_stride_ + 2 * kBlockRows * (value_stride_ + 2) + 3 * kBlockRows + 16 * 16;
+  for (Worker& worker : workers_) {
+    grow(worker.memory, floats * 4);
+    float* next = worker.memory.as<float>();
+    const auto take = [&next](int64_t count) {
+      float* part = next;
+      next += (count + 15) / 16 * 16;
+      return part;
+    };
+    worker.q = take(kBlockRows * key_dim_);
+    worker.q_codes = reinterpret_cast<int8_t*>(take(kBlockRows * key_dim_ / 4));
+    worker.q_scales = take(kBlockRows * key_dim_ / 32);
+    worker.q_sums = reinterpret_cast<int32_t*>(take(kBlockRows * key_dim_ / 16));
+    worker.scores = take(kBlockRows * 64);
+    worker.keys = take(key_dim_ * 64);
+    worker.values = take(64 * value_stride_);
+    worker.rescale = take(kBlockRows);
+    worker.first = reinterpret_cast<int32_t*>(take(kBlockRows));
+    worker.last = reinterpret_cast<int32_t*>(take(kBlockRows));
+    for (Partial* partial : {&worker.part, &worker.whole}) {
+      partial->out = take(kBlockRows * value_stride_);
+      partial->maximum = take(kBlockRows);
+      partial->total = take(kBlockRows);
+    }
+  }
+}
+
+void AttentionPlan::load_queries(Worker& worker, const Block& block, MatrixView<const float> q) const {
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const int64_t flat = block.first_row + r;
+    const float* source = q.row(block.slice->row_begin + flat / group_) + (block.kv_head * group_ + flat % group_) * key_dim_;
+    std::copy_n(source, key_dim_, worker.q + r * key_dim_);
+    if (dtype_ == DType::kQ8_0) {
+      kernels_.quantise_row(worker.q_codes + r * key_dim_, worker.q_scales + r * (key_dim_ / 32),
+                            worker.q_sums + r * (key_dim_ / 16), source, key_dim_);
+    }
+  }
+}
+
+void AttentionPlan::clear(const Partial& partial, int64_t rows) const {
+  std::fill_n(partial.out, rows * value_stride_, 0.0f);
+  std::fill_n(partial.maximum, rows, -std::numeric_limits<float>::infinity());
+  std::fill_n(partial.total, rows, 0.0f);
+}
+
+void AttentionPlan::run_page(Worker& worker, const Block& block, int64_t page, const Partial& partial) const {
+  const AttendSlice& slice = *block.slice;
+  HeadPage keys{.bytes = slice.cache.key_page(page) + block.kv_head * kv_head_page_bytes(dtype_, key_dim_),
+                .dtype = dtype_,
+                .dim = key_dim_};
+  HeadPage values{.bytes = slice.cache.value_page(page) + block.kv_head * kv_head_page_bytes(dtype_, value_dim_),
+                  .dtype = dtype_,
+                  .dim = value_dim_};
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const int64_t own_key = slice.first_key + (block.first_row + r) / group_;
+    worker.last[r] = clamp_to_page(own_key + 1 - page * kPageRows);
+    worker.first[r] = options_.window > 0 ? clamp_to_page(own_key + 1 - options_.window - page * kPageRows) : 0;
+  }
+  const bool widen = block.rows >= kWidenRows && dtype_ != DType::kF32;
+  if (dtype_ == DType::kQ8_0) {
+    kernels_.page_scores_q8(worker.scores, worker.q_codes, worker.q_scales, worker.q_sums, block.rows, keys);
+  } else {
+    if (widen) {
+      kernels_.widen_key_page(worker.keys, keys);
+      keys = {.bytes = reinterpret_cast<const std::byte*>(worker.keys), .dtype = DType::kF32, .dim = key_dim_};
+    }
+    kernels_.page_scores(worker.scores, worker.q, block.rows, keys);
+  }
+  kernels_.softmax_page(worker.scores, partial.maximum, partial.total, worker.rescale, worker.first, worker.last, block.rows,
+                        options_.scale, options_.logit_softcap);
+  if (value_stride_ != value_dim_) {
+    for (int64_t row = 0; row < kPageRows; ++row) {
+      load_value_row(worker.values + row * value_stride_, dtype_, values.bytes, value_dim_, row);
+    }
+  } else if (widen) {
+    kernels_.widen_value_page(worker.values, values);
+  }
+  if (widen || value_stride_ != value_dim_) {
+    values = {.bytes = reinterpret_cast<const std::byte*>(worker.values), .dtype = DType::kF32, .dim = value_stride_};
+  }
+  kernels_.page_values(partial.out, worker.scores, worker.rescale, block.rows, values);
+}
+
+void AttentionPlan::run_segment(Worker& worker, const Block& block, int64_t segment, const Partial& partial) const {
+  clear(partial, block.rows);
+  const int64_t begin = std::max(block.page_begin, segment * kSegmentPages);
+  const int64_t end = std::min(block.page_end, (segment + 1) * kSegmentPages);
+  for (int64_t page = begin; page < end; ++page) run_page(worker, block, page, partial);
+}
+
+void AttentionPlan::finish(const Block& block, const Partial& whole, MatrixView<float> out) const {
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const int64_t flat = block.first_row + r;
+    float* target = out.row(block.slice->row_begin + flat / group_) + (block.kv_head * group_ + flat % group_) * value_dim_;
+    const float inverse = 1.0f / whole.total[r];
+    for (int64_t d = 0; d < value_dim_; ++d) target[d] = whole.out[r * value_stride_ + d] * inverse;
+  }
+}
+
+void AttentionPlan::run_whole_blocks(MatrixView<float> out, MatrixView<const float> q) {
+  pool_.parallel_for_worker(static_cast<int64_t>(blocks_.size()), [&](int64_t index, int number) {
+    Worker& worker = workers_[static_cast<size_t>(number)];
+    const Block& block = blocks_[static_cast<size_t>(index)];
+    load_queries(worker, block, q);
+    clear(worker.whole, block.rows);
+    for (int64_t segment = block.page_begin / kSegmentPages; segment * kSegmentPages < block.page_end; ++segment) {
+      run_segment(worker, block, segment, worker.part);
+      kernels_.merge_partial(worker.whole.out, worker.whole.maximum, worker.whole.total, worker.part.out,
+                             worker.part.maximum, worker.part.total, block.rows, value_stride_);
+    }
+    finish(block, worker.whole, out);
+  });
+}
+
+AttentionPlan::Partial AttentionPlan::split_partial(const Block& block, int64_t segment) const {
+  const int64_t size = block.rows * (value_stride_ + 32);   // maximum and total padded to whole vectors
+  float* base = partials_.as<float>() + block.partial + (segment - block.page_begin / kSegmentPages) * size;
+  return {.out = base, .maximum = base + block.rows * value_stride_, .total = base + block.rows * (value_stride_ + 16)};
+}
+
+void AttentionPlan::run_split_segments(MatrixView<float> out, MatrixView<const float> q) {
+  int64_t floats = 0, tasks = 0;
+  for (Block& block : blocks_) {
+    block.partial = floats;
+    floats += block.segments() * block.rows * (value_stride_ + 32);
+    tasks += block.segments();
+  }
+  grow(partials_, floats * 4);
+  // Heads of one segment follow each other: their pages lie side by side.
+  const int64_t count = static_cast<int64_t>(blocks_.size());
+  const bool even = tasks == blocks_[0].segments() * count;
+  pool_.parallel_for_worker(tasks, [&](int64_t task, int number) {
+    int64_t index = task % count, step = task / count;
+    if (!even) {
+      index = 0;
+      for (step = task; step >= blocks_[static_cast<size_t>(index)].segments(); ++index) {
+        step -= blocks_[static_cast<size_t>(index)].segments();
+      }
+    }
+    const Block& block = blocks_[static_cast<size_t>(index)];
+    Worker& worker = workers_[static_cast<size_t>(number)];
+    const int64_t segment = block.page_begin / kSegmentPages + step;
+    load_queries(worker, block, q);
+    run_segment(worker, block, segment, split_partial(block, segment));
+  });
+  pool_.parallel_for_worker(count, [&](int64_t index, int number) {
+    const Block& block = blocks_[static_cast<size_t>(index)];
+    const Partial& whole = workers_[static_cast<size_t>(number)].whole;
+    clear(whole, block.rows);
+    for (int64_t step = 0; step < block.segments(); ++step) {
+      const Partial part = split_partial(block, block.page_begin / kSegmentPages + step);
+      kernels_.merge_partial(whole.out, whole.maximum, whole.total, part.out, part.maximum, part.total, block.rows,
+                             value_stride_);
+    }
+    finish(block, whole, out);
+  });
+}
+
+}  // namespace quipu::cpu

@@ -1,0 +1,108 @@
+// The kernels of one instruction set, as a table of function pointers. Each table is filled in its own source file, in a
+// target region with internal linkage, so that no inline function compiled for AVX-512 can be linked into portable code.
+//
+// One body serves all sets: kernels/*_body.h is written against the 16-lane vectors of simd_<isa>.h and included once per
+// set. Results may differ between sets in the last bits; within a set they depend on a row's own data only.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/cpu/panel_format.h"
+#include "tensor/dtype.h"
+
+namespace quipu::cpu {
+
+// Activations prepared for integer products: rows rounded to int8 with one scale per 32 components, in tiles of at most
+// `kMaxTile` rows, component groups of 4 side by side: codes[k / 4][row][4].
+inline constexpr int64_t kMaxTile = 12;
+
+struct QuantisedTile {
+  int rows = 0;                        // 1, 2, 4, 8 or 12
+  const int8_t* codes = nullptr;       // [cols/4][rows][4]
+  const float* scales = nullptr;       // [cols/32][rows]
+  const float* scaled_sums = nullptr;  // [cols/group][rows]: scale * sum of the group's codes
+  const int32_t* start = nullptr;      // [cols/group][rows]: -zero_point * sum of the group's codes
+};
+
+// A pair of panels with its codes widened to one byte: what the many-row kernel reads. Panel p's part follows panel 0's.
+struct WidePanels {
+  int panels = 0;                      // 1 or 2
+  const uint8_t* codes = nullptr;      // [panels][cols/4][16][4]
+  const float* scales = nullptr;       // [panels][cols/group][16]
+  const float* minimums = nullptr;     // [panels][cols/group][16], or null
+  int64_t cols = 0;
+  int group = 32;                      // components that share a scale: 16 or 32
+};
+
+// y[row][panel*16 + lane] for `panels` panels; ld: floats between rows of y.
+struct OutputTile {
+  float* y = nullptr;
+  int64_t ld = 0;
+  int lanes_last = 16;                 // valid lanes of the last panel
+  const float* bias = nullptr;         // [panels * 16] valid lanes only, or null
+};
+
+// Keys or values of one head's page as attention reads them.
+struct HeadPage {
+  const std::byte* bytes = nullptr;
+  DType dtype = DType::kF16;
+  int64_t dim = 0;
+};
+
+struct KernelTable {
+  const char* name;
+
+  // --- matrix products -------------------------------------------------------------------------------------------
+  // Rounds one row to int8: codes [cols], scales [cols/32], sums of codes [cols/16]. cols is a multiple of 32.
+  void (*quantise_row)(int8_t* codes, float* scales, int32_t* sums16, const float* x, int64_t cols);
+  // One row times `panels` panels (any count) of a quantised matrix; x is a tile of one row.
+  void (*quantised_gemv)(float* y, const std::byte* panel, int64_t panels, const PanelFormat& format, int64_t cols,
+                         const QuantisedTile& x);
+  // Widens one panel into codes, scales and minimums of WidePanels.
+  void (*widen_panel)(uint8_t* codes, float* scales, float* minimums, const std::byte* panel, const PanelFormat& format,
+                      int64_t cols);
+  // accumulators: scratch of 2 * kMaxTile * 16 floats.
+  void (*quantised_tile)(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* accumulators);
+
+  // Float panels [cols][16] of f32, f16 or bf16. x: [cols][rows] floats, rows 1, 2, 4, 8 or 12; panels 1 or 2 per call in
+  // float_tile, any number in float_gemv.
+  void (*float_gemv)(float* y, const std::byte* panel, int64_t panels, DType dtype, int64_t cols, const float* x);
+  void (*float_tile)(const OutputTile& out, const std::byte* panel, int panels, DType dtype, int64_t cols, const float* x,
+                     int rows);
+
+  // --- attention ----------------------------------------------------------------------------------------------------
+  // Widens a key page to float [dim][64] and a value page to float [64][dim].
+  void (*widen_key_page)(float* out, const HeadPage& page);
+  void (*widen_value_page)(float* out, const HeadPage& page);
+  // scores[r][64] = q[r] . key for `rows` rows; q rows are `dim` floats apart. Plain page or widened floats (kF32).
+  void (*page_scores)(float* scores, const float* q, int64_t rows, const HeadPage& keys);
+  // The same for q8_0 pages, with q rounded to int8 like quantise_row: codes [rows][dim], scales [rows][dim/32], sums
+  // [rows][dim/16].
+  void (*page_scores_q8)(float* scores, const int8_t* q_codes, const float* q_scales, const int32_t* q_sums,
+                         int64_t rows, const HeadPage& keys);
+  // One running-softmax step over a page: scores [rows][64] become probabilities relative to the new maximum; `first`
+  // and `last` bound the visible keys of each row (first[r] <= key < last[r]); maximum, total [rows] are updated and
+  // rescale[r] gets exp(old maximum - new maximum).
+  void (*softmax_page)(float* scores, float* maximum, float* total, float* rescale, const int32_t* first,
+                       const int32_t* last, int64_t rows, float scale, float softcap);
+  // out[r] = rescale[r] * out[r] + p[r] . values; out rows are `dim` floats apart.
+  void (*page_values)(float* out, const float* p, const float* rescale, int64_t rows, const HeadPage& values);
+  // Folds a segment's partial result (maximum, total, out) into the running one, row by row.
+  void (*merge_partial)(float* out, float* maximum, float* total, const float* part, const float* part_maximum,
+                        const float* part_total, int64_t rows, int64_t dim);
+
+  // --- rows ---------------------------------------------------------------------------------------------------------
+  void (*rms_norm_row)(float* out, const float* x, const float* weight, int64_t n, float epsilon);
+  void (*add_row)(float* x, const float* y, int64_t n);
+  void (*silu_gate_row)(float* out, const float* gate, const float* up, int64_t n);
+  void (*gelu_gate_row)(float* out, const float* gate, const float* up, int64_t n);
+  void (*rope_row)(float* head, const float* cos_sin, int64_t pairs, int64_t step, int64_t offset);
+};
+
+const KernelTable& portable_kernels();
+#if defined(__x86_64__)
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+#endif
+
+}  // namespace quipu::cpu

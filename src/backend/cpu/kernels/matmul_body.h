@@ -1,0 +1,373 @@
+// Matrix products over panels of 16 rows. Included after simd_<isa>.h and math_body.h.
+//
+// The float operations of one output element, and their order, are the same in every kernel here: blocks in order, per
+// block (and per group of 16 where a format has those) sum = fma(float(integer dot), weight scale * activation scale, sum),
+// then sum = fma(weight minimum, scaled sum of activations, sum). So a row's result does not depend on how many rows are
+// computed with it.
+
+// ---- reading panels -----------------------------------------------------------------------------------------------
+
+// Widens the codes of one block to eight vectors of unsigned bytes: the square of panel_format.h.
+template <DType D>
+inline void load_square(const std::byte* p, U8 (&w)[8]) {
+  if constexpr (D == DType::kQ8_0) {
+    for (int i = 0; i < 8; ++i) w[i] = u_load(p + 64 * i);
+  } else if constexpr (D == DType::kQ2_K || D == DType::kQ3_K) {
+    for (int v = 0; v < 2; ++v) {
+      const U8 packed = u_load(p + 64 * v);
+      w[4 * v + 0] = u_pair<0>(packed);
+      w[4 * v + 1] = u_pair<1>(packed);
+      w[4 * v + 2] = u_pair<2>(packed);
+      w[4 * v + 3] = u_pair<3>(packed);
+    }
+    if constexpr (D == DType::kQ3_K) {
+      for (int i = 0; i < 8; ++i) w[i] = u_or(w[i], u_from_bits(p + 128 + 8 * i, 4));
+    }
+  } else {
+    for (int i = 0; i < 4; ++i) {
+      const U8 packed = u_load(p + 64 * i);
+      w[i] = u_low_nibbles(packed);
+      w[i + 4] = u_high_nibbles(packed);
+    }
+    if constexpr (D == DType::kQ5_0 || D == DType::kQ5_1 || D == DType::kQ5_K) {
+      for (int i = 0; i < 8; ++i) w[i] = u_or(w[i], u_from_bits(p + 256 + 8 * i, 16));
+    } else if constexpr (D == DType::kQ6_K) {
+      for (int v = 0; v < 2; ++v) {
+        const U8 packed = u_load(p + 256 + 64 * v);
+        w[4 * v + 0] = u_or(w[4 * v + 0], u_shift_up<4>(u_pair<0>(packed)));
+        w[4 * v + 1] = u_or(w[4 * v + 1], u_shift_up<4>(u_pair<1>(packed)));
+        w[4 * v + 2] = u_or(w[4 * v + 2], u_shift_up<4>(u_pair<2>(packed)));
+        w[4 * v + 3] = u_or(w[4 * v + 3], u_shift_up<4>(u_pair<3>(packed)));
+      }
+    } else if constexpr (D == DType::kIQ4_NL) {
+      for (int i = 0; i < 8; ++i) w[i] = u_lookup16(w[i], kIq4CodeBook);
+    }
+  }
+}
+
+// What a format's geometry is at compile time; equal to panel_format(D), which a test checks.
+template <DType D>
+struct Geometry {
+  static constexpr bool kSuper = D == DType::kQ2_K || D == DType::kQ3_K || D == DType::kQ4_K || D == DType::kQ5_K || D == DType::kQ6_K;
+  static constexpr bool kHalfMin = D == DType::kQ4_1 || D == DType::kQ5_1;
+  static constexpr bool kSuper32Min = D == DType::kQ4_K || D == DType::kQ5_K;
+  static constexpr bool kSuper16 = D == DType::kQ3_K || D == DType::kQ6_K;
+  static constexpr bool kSuper16Min = D == DType::kQ2_K;
+  static constexpr bool kMinimum = kHalfMin || kSuper32Min || kSuper16Min;
+  static constexpr int kGroups = kSuper16 || kSuper16Min ? 2 : 1;   // scale groups in a block of 32
+  static constexpr int kCodeBytes = D == DType::kQ8_0   ? 512
+                                    : D == DType::kQ2_K ? 128
+                                    : D == DType::kQ3_K ? 192
+                                    : D == DType::kQ6_K ? 384
+                                    : D == DType::kQ5_0 || D == DType::kQ5_1 || D == DType::kQ5_K ? 320
+                                                                                                  : 256;
+  static constexpr int kScaleBytes = kHalfMin ? 64 : 32;
+  static constexpr int kBlockBytes = kCodeBytes + kScaleBytes;
+  static constexpr int kHeaderBytes = kSuper ? (kSuper16 ? 32 : 64) : 0;
+  static constexpr int kBlocksPerSuper = kSuper ? 8 : 1;
+};
+
+// Scales (and minimums) of a block's groups for 16 rows. header: the super-block's, for the K formats.
+template <DType D>
+inline void load_scales(const std::byte* header, const std::byte* fields, F32 (&scale)[2], F32 (&minimum)[2]) {
+  using G = Geometry<D>;
+  if constexpr (!G::kSuper) {
+    scale[0] = f_load_f16(fields);
+    if constexpr (G::kHalfMin) minimum[0] = f_load_f16(fields + 32);
+  } else if constexpr (G::kSuper32Min) {
+    scale[0] = f_mul(f_load_f16(header), f_load_u8(fields));
+    minimum[0] = f_sub(f_zero(), f_mul(f_load_f16(header + 32), f_load_u8(fields + 16)));
+  } else if constexpr (G::kSuper16) {
+    const F32 d = f_load_f16(header);
+    for (int g = 0; g < 2; ++g) scale[g] = f_mul(d, f_load_i8(fields + 16 * g));
+  } else {
+    const F32 d = f_load_f16(header);
+    const F32 dmin = f_load_f16(header + 32);
+    for (int g = 0; g < 2; ++g) {
+      alignas(16) uint8_t low[16], high[16];
+      for (int i = 0; i < 16; ++i) {
+        low[i] = static_cast<uint8_t>(fields[16 * g + i]) & 15;
+        high[i] = static_cast<uint8_t>(fields[16 * g + i]) >> 4;
+      }
+      scale[g] = f_mul(d, f_load_u8(low));
+      minimum[g] = f_sub(f_zero(), f_mul(dmin, f_load_u8(high)));
+    }
+  }
+}
+
+// ---- one row ------------------------------------------------------------------------------------------------------
+
+// P panels side by side: P streams of memory and P independent chains of arithmetic.
+template <DType D, int P>
+void gemv_panels(float* y, const std::byte* panel, int64_t panel_bytes, int64_t cols, const QuantisedTile& x) {
+  using G = Geometry<D>;
+  F32 sum[P];
+  for (int p = 0; p < P; ++p) sum[p] = f_zero();
+  const int64_t supers = cols / (32 * G::kBlocksPerSuper);
+  const std::byte* at = panel;
+  int64_t block = 0;
+  for (int64_t super = 0; super < supers; ++super) {
+    const std::byte* header = at;
+    at += G::kHeaderBytes;
+    for (int b = 0; b < G::kBlocksPerSuper; ++b, ++block, at += G::kBlockBytes) {
+      const int8_t* codes = x.codes + block * 32;
+      const float x_scale = x.scales[block];
+      for (int p = 0; p < P; ++p) {
+        const std::byte* base = at + p * panel_bytes;
+        U8 w[8];
+        load_square<D>(base, w);
+        F32 scale[2], minimum[2];
+        load_scales<D>(header + p * panel_bytes, base + G::kCodeBytes, scale, minimum);
+        for (int g = 0; g < G::kGroups; ++g) {
+          const int64_t group = block * G::kGroups + g;
+          constexpr int kSteps = 8 / G::kGroups;
+          I32 even = i_load1(x.start + group);
+          I32 odd = i_zero();
+          for (int i = 0; i < kSteps; i += 2) {
+            even = i_dot(even, w[g * kSteps + i], u_repeat4(codes + 4 * (g * kSteps + i)));
+            odd = i_dot(odd, w[g * kSteps + i + 1], u_repeat4(codes + 4 * (g * kSteps + i + 1)));
+          }
+          sum[p] = f_fma(f_from_i(i_add(even, odd)), f_mul(scale[g], f_set1(x_scale)), sum[p]);
+          if constexpr (G::kMinimum) sum[p] = f_fma(minimum[g], f_set1(x.scaled_sums[group]), sum[p]);
+        }
+      }
+    }
+  }
+  for (int p = 0; p < P; ++p) f_store(y + 16 * p, sum[p]);
+}
+
+template <DType D>
+void gemv(float* y, const std::byte* panel, int64_t panels, int64_t panel_bytes, int64_t cols, const QuantisedTile& x) {
+  int64_t p = 0;
+  for (; p + 4 <= panels; p += 4) gemv_panels<D, 4>(y + 16 * p, panel + p * panel_bytes, panel_bytes, cols, x);
+  for (; p < panels; ++p) gemv_panels<D, 1>(y + 16 * p, panel + p * panel_bytes, panel_bytes, cols, x);
+}
+
+template <DType D>
+void widen(uint8_t* codes, float* scales, float* minimums, const std::byte* panel, int64_t cols) {
+  using G = Geometry<D>;
+  const int64_t supers = cols / (32 * G::kBlocksPerSuper);
+  const std::byte* at = panel;
+  int64_t group = 0;
+  for (int64_t super = 0; super < supers; ++super) {
+    const std::byte* header = at;
+    at += G::kHeaderBytes;
+    for (int b = 0; b < G::kBlocksPerSuper; ++b, at += G::kBlockBytes, codes += 512) {
+      U8 w[8];
+      load_square<D>(at, w);
+      for (int i = 0; i < 8; ++i) u_store(codes + 64 * i, w[i]);
+      F32 scale[2], minimum[2];
+      load_scales<D>(header, at + G::kCodeBytes, scale, minimum);
+      for (int g = 0; g < G::kGroups; ++g, ++group) {
+        f_store(scales + 16 * group, scale[g]);
+        if constexpr (G::kMinimum) f_store(minimums + 16 * group, minimum[g]);
+      }
+    }
+  }
+}
+
+// Calls action.template operator()<D>() for a quantised dtype.
+template <class Action>
+void for_format(DType dtype, const Action& action) {
+  switch (dtype) {
+    case DType::kQ4_0: return action.template operator()<DType::kQ4_0>();
+    case DType::kQ4_1: return action.template operator()<DType::kQ4_1>();
+    case DType::kQ5_0: return action.template operator()<DType::kQ5_0>();
+    case DType::kQ5_1: return action.template operator()<DType::kQ5_1>();
+    case DType::kQ8_0: return action.template operator()<DType::kQ8_0>();
+    case DType::kQ2_K: return action.template operator()<DType::kQ2_K>();
+    case DType::kQ3_K: return action.template operator()<DType::kQ3_K>();
+    case DType::kQ4_K: return action.template operator()<DType::kQ4_K>();
+    case DType::kQ5_K: return action.template operator()<DType::kQ5_K>();
+    case DType::kQ6_K: return action.template operator()<DType::kQ6_K>();
+    case DType::kIQ4_NL: return action.template operator()<DType::kIQ4_NL>();
+    default: return;
+  }
+}
+
+void quantised_gemv(float* y, const std::byte* panel, int64_t panels, const PanelFormat& format, int64_t cols,
+                    const QuantisedTile& x) {
+  const int64_t panel_bytes = format.panel_bytes(cols);
+  for_format(format.dtype, [&]<DType D>() { gemv<D>(y, panel, panels, panel_bytes, cols, x); });
+}
+
+void widen_panel(uint8_t* codes, float* scales, float* minimums, const std::byte* panel, const PanelFormat& format,
+                 int64_t cols) {
+  for_format(format.dtype, [&]<DType D>() { widen<D>(codes, scales, minimums, panel, cols); });
+}
+
+// ---- many rows ----------------------------------------------------------------------------------------------------
+
+inline void finish_tile_row(const OutputTile& out, int row, int panel, bool last, F32 sum) {
+  float* y = out.y + row * out.ld + 16 * panel;
+  if (last && out.lanes_last < 16) {
+    if (out.bias != nullptr) sum = f_add(sum, f_load_part(out.bias + 16 * panel, out.lanes_last));
+    f_store_part(y, sum, out.lanes_last);
+  } else {
+    if (out.bias != nullptr) sum = f_add(sum, f_load(out.bias + 16 * panel));
+    f_store(y, sum);
+  }
+}
+
+// T rows against P panels. The float sums live in `accumulators` (L1), the integer ones in registers.
+template <int T, int P, int kGroups, bool kMinimum>
+void quantised_tile_of(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* accumulators) {
+  constexpr int kSteps = 8 / kGroups;
+  const int64_t groups = w.cols / 32 * kGroups;
+  const uint8_t* codes[P];
+  for (int p = 0; p < P; ++p) codes[p] = w.codes + p * w.cols * 16;
+  for (int i = 0; i < P * T; ++i) f_store(accumulators + 16 * i, f_zero());
+  const int8_t* x_codes = x.codes;
+  for (int64_t group = 0; group < groups; ++group) {
+    I32 dot[P][T];
+    for (int t = 0; t < T; ++t) {
+      const I32 start = i_load1(x.start + group * T + t);
+      for (int p = 0; p < P; ++p) dot[p][t] = start;
+    }
+    for (int i = 0; i < kSteps; ++i) {
+      U8 code[P];
+      for (int p = 0; p < P; ++p) {
+        code[p] = u_load(codes[p]);
+        codes[p] += 64;
+      }
+      for (int t = 0; t < T; ++t) {
+        const U8 x4 = u_repeat4(x_codes + 4 * t);
+        for (int p = 0; p < P; ++p) dot[p][t] = i_dot(dot[p][t], code[p], x4);
+      }
+      x_codes += 4 * T;
+    }
+    for (int p = 0; p < P; ++p) {
+      const F32 scale = f_load(w.scales + (p * groups + group) * 16);
+      F32 minimum;
+      if constexpr (kMinimum) minimum = f_load(w.minimums + (p * groups + group) * 16);
+      for (int t = 0; t < T; ++t) {
+        float* place = accumulators + 16 * (p * T + t);
+        F32 sum = f_fma(f_from_i(dot[p][t]), f_mul(scale, f_set1(x.scales[group / kGroups * T + t])), f_load(place));
+        if constexpr (kMinimum) sum = f_fma(minimum, f_set1(x.scaled_sums[group * T + t]), sum);
+        f_store(place, sum);
+      }
+    }
+  }
+  for (int p = 0; p < P; ++p) {
+    for (int t = 0; t < T; ++t) finish_tile_row(out, t, p, p == P - 1, f_load(accumulators + 16 * (p * T + t)));
+  }
+}
+
+// Calls action.template operator()<T, P>() for the tile sizes there are.
+template <class Action>
+void for_tile(int rows, int panels, const Action& action) {
+  if (panels == 2) {
+    switch (rows) {
+      case 12: return action.template operator()<12, 2>();
+      case 8: return action.template operator()<8, 2>();
+      case 4: return action.template operator()<4, 2>();
+      case 2: return action.template operator()<2, 2>();
+      default: return action.template operator()<1, 2>();
+    }
+  }
+  switch (rows) {
+    case 12: return action.template operator()<12, 1>();
+    case 8: return action.template operator()<8, 1>();
+    case 4: return action.template operator()<4, 1>();
+    case 2: return action.template operator()<2, 1>();
+    default: return action.template operator()<1, 1>();
+  }
+}
+
+void quantised_tile(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* accumulators) {
+  for_tile(x.rows, w.panels, [&]<int T, int P>() {
+    if (w.group == 16) {
+      if (w.minimums != nullptr) return quantised_tile_of<T, P, 2, true>(out, w, x, accumulators);
+      return quantised_tile_of<T, P, 2, false>(out, w, x, accumulators);
+    }
+    if (w.minimums != nullptr) return quantised_tile_of<T, P, 1, true>(out, w, x, accumulators);
+    return quantised_tile_of<T, P, 1, false>(out, w, x, accumulators);
+  });
+}
+
+void quantise_row(int8_t* codes, float* scales, int32_t* sums16, const float* x, int64_t cols) {
+  for (int64_t block = 0; block < cols / 32; ++block) {
+    const F32 a = f_load(x + 32 * block);
+    const F32 b = f_load(x + 32 * block + 16);
+    const float largest = f_reduce_max(f_max(f_abs(a), f_abs(b)));
+    // 0 for finite numbers, NaN otherwise: the scale carries it into every result of the row
+    const float poison = f_reduce_add(f_add(f_sub(a, a), f_sub(b, b)));
+    const float scale = largest / 127.0f + poison;
+    const F32 inverse = f_set1(largest > 0.0f ? 127.0f / largest : 0.0f);
+    const F32 limit = f_set1(127.0f);
+    const F32 minus = f_set1(-127.0f);
+    const I32 code_a = i_from_f(f_max(f_min(f_mul(a, inverse), limit), minus));
+    const I32 code_b = i_from_f(f_max(f_min(f_mul(b, inverse), limit), minus));
+    i_store_i8(codes + 32 * block, code_a);
+    i_store_i8(codes + 32 * block + 16, code_b);
+    scales[block] = scale;
+    sums16[2 * block] = i_reduce_add(code_a);
+    sums16[2 * block + 1] = i_reduce_add(code_b);
+  }
+}
+
+// ---- float weights ------------------------------------------------------------------------------------------------
+
+template <DType D>
+inline F32 load_float16_lanes(const std::byte* p) {
+  if constexpr (D == DType::kF32) return f_load(reinterpret_cast<const float*>(p));
+  if constexpr (D == DType::kF16) return f_load_f16(p);
+  if constexpr (D == DType::kBF16) return f_load_bf16(p);
+}
+
+template <DType D, int T, int P>
+inline void float_tile_sums(F32 (&sum)[P][T], const std::byte* panel, int64_t cols, const float* x) {
+  constexpr int kRowBytes = D == DType::kF32 ? 64 : 32;
+  for (int p = 0; p < P; ++p) {
+    for (int t = 0; t < T; ++t) sum[p][t] = f_zero();
+  }
+  const int64_t panel_bytes = cols * kRowBytes;
+  for (int64_t k = 0; k < cols; ++k) {
+    F32 w[P];
+    for (int p = 0; p < P; ++p) w[p] = load_float16_lanes<D>(panel + p * panel_bytes + k * kRowBytes);
+    for (int t = 0; t < T; ++t) {
+      const F32 value = f_set1(x[k * T + t]);
+      for (int p = 0; p < P; ++p) sum[p][t] = f_fma(w[p], value, sum[p][t]);
+    }
+  }
+}
+
+// Calls action.template operator()<D>() for a float dtype.
+template <class Action>
+void for_float(DType dtype, const Action& action) {
+  switch (dtype) {
+    case DType::kF32: return action.template operator()<DType::kF32>();
+    case DType::kF16: return action.template operator()<DType::kF16>();
+    default: return action.template operator()<DType::kBF16>();
+  }
+}
+
+template <DType D, int P>
+void float_gemv_panels(float* y, const std::byte* panel, int64_t cols, const float* x) {
+  F32 sum[P][1];
+  float_tile_sums<D, 1, P>(sum, panel, cols, x);
+  for (int p = 0; p < P; ++p) f_store(y + 16 * p, sum[p][0]);
+}
+
+void float_gemv(float* y, const std::byte* panel, int64_t panels, DType dtype, int64_t cols, const float* x) {
+  for_float(dtype, [&]<DType D>() {
+    const int64_t panel_bytes = cols * (D == DType::kF32 ? 64 : 32);
+    int64_t p = 0;
+    for (; p + 8 <= panels; p += 8) float_gemv_panels<D, 8>(y + 16 * p, panel + p * panel_bytes, cols, x);
+    for (; p + 4 <= panels; p += 4) float_gemv_panels<D, 4>(y + 16 * p, panel + p * panel_bytes, cols, x);
+    for (; p < panels; ++p) float_gemv_panels<D, 1>(y + 16 * p, panel + p * panel_bytes, cols, x);
+  });
+}
+
+void float_tile(const OutputTile& out, const std::byte* panel, int panels, DType dtype, int64_t cols, const float* x,
+                int rows) {
+  for_float(dtype, [&]<DType D>() {
+    for_tile(rows, panels, [&]<int T, int P>() {
+      F32 sum[P][T];
+      float_tile_sums<D, T, P>(sum, panel, cols, x);
+      for (int p = 0; p < P; ++p) {
+        for (int t = 0; t < T; ++t) finish_tile_row(out, t, p, p == P - 1, sum[p][t]);
+      }
+    });
+  });
+}
