@@ -226,11 +226,12 @@ TEST_P(Conformance, ASequenceDoesNotSeeItsBatchNeighbours) {
 }
 
 TEST_P(Conformance, ForksDivergeWithoutTouchingEachOther) {
-  for (const int64_t at : {int64_t{0}, int64_t{1}, int64_t{64}, int64_t{71}, int64_t{200}}) {
+  const Rows straight = layer_.alone(x_);
+  for (const int64_t at : {int64_t{0}, int64_t{71}, int64_t{192}}) {
     const Rows other = joined(rows_of(x_, 0, at, hidden_), random_rows(kTokens - at, hidden_, 99));
     LayerState first = layer_.new_state();
     (void)layer_.feed(first, x_, 0, at, layer_.max_chunk());
-    auto forked = first.fork();
+    auto forked = first.fork();   // at 71 inside a page, at 192 between two
     ASSERT_TRUE(forked.ok());
     LayerState second = std::move(forked).value();
     Rows out_first, out_second;
@@ -238,7 +239,7 @@ TEST_P(Conformance, ForksDivergeWithoutTouchingEachOther) {
       out_first = joined(out_first, layer_.feed(first, x_, row, row + 1, 1));
       out_second = joined(out_second, layer_.feed(second, other, row, row + 1, 1));
     }
-    EXPECT_TRUE(same_bits(out_first, rows_of(layer_.alone(x_), at, kTokens, hidden_))) << at;
+    EXPECT_TRUE(same_bits(out_first, rows_of(straight, at, kTokens, hidden_))) << at;
     EXPECT_TRUE(same_bits(out_second, rows_of(layer_.alone(other), at, kTokens, hidden_))) << at;
   }
   EXPECT_EQ(layer_.pool().live_bytes(), 0) << "pages leak";
@@ -250,7 +251,7 @@ TEST_P(Conformance, RewindForgetsExactlyWhatTheLayoutAllows) {
                                     [](const RegionSpec& r) { return r.growth == Growth::kRing; });
   const int64_t end = kTokens - 30;
   const Rows straight = layer_.alone(x_);
-  for (const int64_t to : {int64_t{0}, int64_t{1}, int64_t{64}, int64_t{66}, end - 30, end - 3, end - 1, end}) {
+  for (const int64_t to : {int64_t{0}, int64_t{64}, int64_t{66}, end - 30, end - 1, end}) {
     LayerState state = layer_.new_state();
     (void)layer_.feed(state, x_, 0, end, 7);
     const bool promised = to == 0 || to == end ||
@@ -358,10 +359,9 @@ TEST_P(Conformance, TheNumberOfThreadsChangesNoBit) {
   Layer threaded(GetParam(), 3);
   LayerState one = layer_.new_state();
   LayerState three = threaded.new_state();
-  EXPECT_TRUE(same_bits(layer_.feed(one, x_, 0, kTokens, layer_.max_chunk()),
-                        threaded.feed(three, x_, 0, kTokens, layer_.max_chunk())));
-  LayerState decoded = threaded.new_state();
-  EXPECT_TRUE(same_bits(threaded.feed(decoded, x_, 0, kTokens, 1), layer_.alone(x_)));
+  EXPECT_TRUE(same_bits(layer_.feed(one, x_, 0, 200, layer_.max_chunk()),
+                        threaded.feed(three, x_, 0, 200, layer_.max_chunk())));
+  EXPECT_TRUE(same_bits(layer_.feed(one, x_, 0, 9, 1), threaded.feed(three, x_, 0, 9, 1))) << "single steps";
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryRoom, Conformance, testing::ValuesIn(all_parameters()), [](const auto& test) {

@@ -16,7 +16,7 @@ std::vector<ConformanceCase> conformance_cases_grouped_query() {
   std::vector<ConformanceCase> cases;
   cases.push_back({.name = "grouped", .shape = {.hidden = 20}, .parameters = base(6, 2, 8)});
 
-  HyperParameters all = base(4, 4, 32);
+  HyperParameters all = base(2, 2, 32);
   all.set("value_dim", int64_t{64});
   all.set("rope_dim", int64_t{12});
   all.set("rope_interleaved", true);
