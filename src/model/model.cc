@@ -1,0 +1,170 @@
+#include "model/model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "model/weights.h"
+
+namespace quipu {
+namespace {
+
+Result<PreNormBlock> load_block(const ModelConfig& config, int64_t index, Weights& weights, Backend& backend) {
+  const LayerConfig& layer = config.layers[static_cast<size_t>(index)];
+  LayerWeights source(weights, index);
+  for (const std::string& role : layer.required_roles) {
+    if (source.has(role)) continue;
+    return bad_input(config.origin + ": tensor " + weights.names().of_layer(index, role) + " is missing (the configuration has " +
+                     role + ")");
+  }
+  ASSIGN_OR_RETURN(const RoomEntry* room, find_room(layer.room));
+  ASSIGN_OR_RETURN(auto attention, room->create({config.hidden, index}, layer.attention, source, backend));
+  const GatedMlp::Options mlp{config.feed_forward.activation, config.hidden, config.feed_forward.inner,
+                              config.feed_forward.bias};
+  ASSIGN_OR_RETURN(auto feed_forward, GatedMlp::create(mlp, source));
+  const PreNormBlock::Options options{config.hidden, static_cast<float>(config.norm_epsilon), config.post_norms};
+  return PreNormBlock::create(options, std::move(attention), std::move(feed_forward), source);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Model>> Model::load(ModelConfig config, const TensorFile& file, NameStyle style, Backend& backend,
+                                           const LoadOptions& options) {
+  const uint64_t total = file.tensor_bytes();
+  uint64_t done = 0;
+  const auto on_packed = [&](uint64_t bytes) {
+    done = std::min(total, done + bytes);
+    if (options.on_progress) options.on_progress(done, total);
+  };
+  std::unique_ptr<Model> model(new Model(std::move(config), backend));
+  const ModelConfig& c = model->config_;
+  Weights weights(file, NameTable(style, c.post_norms), c.norm_weight_offset, backend, on_packed);
+  weights.set_read_ahead(options.read_ahead);
+  const NameTable& names = weights.names();
+  model->hash_ = model_hash(c, file);
+
+  const std::string table_shape = "vocabulary " + std::to_string(c.vocabulary) + ", hidden " + std::to_string(c.hidden);
+  const Shape shape{c.vocabulary, c.hidden};
+  ASSIGN_OR_RETURN(const NamedTensor* embedding, weights.tensor(names.of_model("token_embedding"), shape, table_shape));
+  model->embedding_ = *embedding;
+  RETURN_IF_ERROR(model->load_layers(weights));
+  ASSIGN_OR_RETURN(model->final_norm_, weights.vector(names.of_model("final_norm"), "final_norm", c.hidden, "hidden size"));
+  const char* output_role = c.tied_output ? "token_embedding" : "logits";
+  ASSIGN_OR_RETURN(model->output_, weights.matrix(names.of_model(output_role), c.vocabulary, c.hidden, table_shape));
+  model->warnings_ = weights.warnings();
+  if (options.on_progress) options.on_progress(total, total);
+  return model;
+}
+
+Result<void> Model::load_layers(Weights& weights) {
+  blocks_.reserve(config_.layers.size());
+  for (size_t i = 0; i < config_.layers.size(); ++i) {
+    ASSIGN_OR_RETURN(PreNormBlock block, load_block(config_, static_cast<int64_t>(i), weights, backend_));
+    blocks_.push_back(std::move(block));
+  }
+  return {};
+}
+
+std::vector<StateLayout> Model::state_layouts(const StateOptions& options) const {
+  std::vector<StateLayout> layouts;
+  layouts.reserve(blocks_.size());
+  for (const PreNormBlock& block : blocks_) layouts.push_back(block.attention().state_layout(options));
+  return layouts;
+}
+
+int64_t Model::scratch_bytes(int64_t rows, int64_t slices, int64_t wanted) const {
+  int64_t block_bytes = 0;
+  for (const PreNormBlock& block : blocks_) block_bytes = std::max(block_bytes, block.scratch_bytes(rows));
+  return Arena::planned<float>(rows * config_.hidden) + Arena::planned<int64_t>(rows) +
+         Arena::planned<SequenceSlice>(slices) + 2 * Arena::planned<float>(wanted * config_.hidden) + block_bytes;
+}
+
+void Model::forward(MatrixView<float> logits, const ModelBatch& batch, Arena& scratch) const {
+  const int64_t rows = static_cast<int64_t>(batch.tokens.size());
+  const int64_t wanted = static_cast<int64_t>(batch.wanted.size());
+  CHECK(logits.rows == wanted && (wanted == 0 || logits.cols == config_.vocabulary))
+      << "logits [" << logits.rows << ", " << logits.cols << "] for " << wanted << " rows";
+  scratch.reset();
+  int64_t* positions = scratch.take<int64_t>(rows);
+  SequenceSlice* slices = scratch.take<SequenceSlice>(static_cast<int64_t>(batch.slices.size()));
+  int64_t row = 0;
+  for (size_t i = 0; i < batch.slices.size(); ++i) {
+    const BatchSlice& slice = batch.slices[i];
+    slices[i] = {nullptr, row, slice.rows};
+    for (int64_t r = 0; r < slice.rows; ++r) positions[row++] = slice.state->tokens() + r;
+  }
+  CHECK(row == rows) << "slices cover " << row << " of " << rows << " rows";
+
+  const MatrixView<float> x = scratch.matrix(rows, config_.hidden);
+  const MatrixSource table{embedding_.view.dtype, config_.vocabulary, config_.hidden, embedding_.view.bytes};
+  backend_.embed(x, batch.tokens, table, static_cast<float>(config_.embedding_scale));
+  const MatrixView<float> last = scratch.matrix(wanted, config_.hidden);
+  const RaggedBatch ragged{{slices, batch.slices.size()}, {positions, static_cast<size_t>(rows)}};
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    for (size_t i = 0; i < batch.slices.size(); ++i) slices[i].state = &batch.slices[i].state->layer(layer);
+    blocks_[layer].attend(backend_, x, ragged, scratch);
+    if (layer + 1 < blocks_.size()) {
+      blocks_[layer].feed(backend_, x, scratch);
+    } else if (wanted > 0) {   // nothing reads the other rows after the last layer's attention
+      for (int64_t i = 0; i < wanted; ++i) {
+        std::memcpy(last.row(i), x.row(batch.wanted[static_cast<size_t>(i)]), static_cast<size_t>(config_.hidden) * sizeof(float));
+      }
+      blocks_[layer].feed(backend_, last, scratch);
+    }
+  }
+  for (const BatchSlice& slice : batch.slices) slice.state->advance(slice.rows);
+  if (wanted > 0) write_logits(logits, last, scratch);
+}
+
+void Model::write_logits(MatrixView<float> logits, MatrixView<float> x, Arena& scratch) const {
+  const ArenaMark mark(scratch);
+  const MatrixView<float> normed = scratch.matrix(x.rows, x.cols);
+  backend_.rms_norm(normed, x, final_norm_, static_cast<float>(config_.norm_epsilon));
+  backend_.matmul(logits, *output_, normed);
+  const float scale = static_cast<float>(config_.logit_scale);
+  const float cap = static_cast<float>(config_.logit_softcap);
+  if (scale == 1.0f && cap == 0.0f) return;
+  for (int64_t r = 0; r < logits.rows; ++r) {
+    for (int64_t c = 0; c < logits.cols; ++c) {
+      const float value = logits(r, c) * scale;
+      logits(r, c) = cap > 0 ? cap * std::tanh(value / cap) : value;
+    }
+  }
+}
+
+int64_t Model::packed_bytes() const {
+  int64_t total = output_->bytes();
+  for (const PreNormBlock& block : blocks_) total += block.attention().weight_bytes() + block.feed_forward().weight_bytes();
+  return total;
+}
+
+double Model::flops_per_token(int64_t tokens) const {
+  double total = 2.0 * static_cast<double>(config_.vocabulary) * static_cast<double>(config_.hidden);
+  for (const PreNormBlock& block : blocks_) {
+    total += static_cast<double>(block.attention().flops_per_token() + block.attention().context_flops(tokens) +
+                                 block.feed_forward().flops_per_token());
+  }
+  return total;
+}
+
+double Model::weight_bytes_read_per_token() const {
+  int64_t total = output_->bytes_read() + row_bytes(embedding_.view.dtype, config_.hidden);
+  for (const PreNormBlock& block : blocks_) {
+    total += block.attention().weight_bytes() + block.feed_forward().bytes_read_per_token();
+  }
+  return static_cast<double>(total);
+}
+
+double Model::state_bytes_read_per_token(int64_t tokens, const StateOptions& options) const {
+  double total = 0;
+  for (const PreNormBlock& block : blocks_) {
+    total += static_cast<double>(block.attention().context_bytes_read(tokens, options));
+  }
+  return total;
+}
+
+double Model::bytes_read_per_token(int64_t tokens, const StateOptions& options) const {
+  return weight_bytes_read_per_token() + state_bytes_read_per_token(tokens, options);
+}
+
+}  // namespace quipu

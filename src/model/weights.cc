@@ -1,0 +1,103 @@
+#include "model/weights.h"
+
+#include <cmath>
+
+#include "base/byte_reader.h"
+#include "tensor/quant_blocks.h"
+
+namespace quipu {
+namespace {
+
+bool is_weight_dtype(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+    case DType::kF16:
+    case DType::kBF16: return true;
+    default: return traits(dtype).quantised;
+  }
+}
+
+// Asks for the next tensor's pages while this one is being packed.
+void prefetch_next(const TensorFile& file, const NamedTensor& tensor) {
+  const std::span<const NamedTensor> all = file.tensors();
+  const size_t next = static_cast<size_t>(&tensor - all.data()) + 1;
+  if (next < all.size() && all[next].file != nullptr) all[next].file->prefetch(all[next].view.bytes);
+}
+
+}  // namespace
+
+Result<const NamedTensor*> Weights::tensor(const std::string& name, const Shape& shape, std::string_view meaning) const {
+  const std::string where = file_.display_name() + ": tensor " + printable(name);
+  const NamedTensor* found = file_.find(name);
+  const std::string explained = meaning.empty() ? std::string() : " (" + std::string(meaning) + ")";
+  if (found == nullptr) return bad_input(where + " is missing, expected " + shape_text(shape) + explained);
+  if (found->view.shape != shape) {
+    return bad_input(where + " is " + shape_text(found->view.shape) + ", expected " + shape_text(shape) + explained);
+  }
+  if (!is_weight_dtype(found->view.dtype)) {
+    return bad_input(where + " has type " + std::string(dtype_name(found->view.dtype)) +
+                     ", expected f32, f16, bf16 or a quantised type");
+  }
+  return found;
+}
+
+Result<std::unique_ptr<PackedMatrix>> Weights::matrix(const std::string& name, int64_t rows, int64_t cols,
+                                                      std::string_view meaning) {
+  ASSIGN_OR_RETURN(const NamedTensor* found, tensor(name, {rows, cols}, meaning));
+  if (read_ahead_ && found->file != nullptr) {
+    found->file->prefetch(found->view.bytes);
+    prefetch_next(file_, *found);
+  }
+  auto packed = backend_.pack({found->view.dtype, rows, cols, found->view.bytes});
+  if (!packed.ok()) {
+    return Error{packed.error().error_class, file_.display_name() + ": tensor " + printable(name) + ": " + packed.error().message};
+  }
+  if (found->file != nullptr) found->file->drop(found->view.bytes);
+  if (on_packed_) on_packed_(found->view.bytes.size());
+  return packed;
+}
+
+Result<std::vector<float>> Weights::dense(const std::string& name, const Shape& shape, std::string_view meaning) {
+  ASSIGN_OR_RETURN(const NamedTensor* found, tensor(name, shape, meaning));
+  const int64_t cols = shape.back();
+  const int64_t rows = element_count(shape) / cols;
+  const int64_t bytes_per_row = row_bytes(found->view.dtype, cols);
+  std::vector<float> values(static_cast<size_t>(rows * cols));
+  for (int64_t row = 0; row < rows; ++row) {
+    dequantise_row(values.data() + row * cols, found->view.dtype, found->view.bytes.data() + row * bytes_per_row, cols);
+  }
+  if (on_packed_) on_packed_(found->view.bytes.size());
+  return values;
+}
+
+Result<std::vector<float>> Weights::vector(const std::string& name, std::string_view role, int64_t length,
+                                           std::string_view meaning) {
+  ASSIGN_OR_RETURN(std::vector<float> values, dense(name, {length}, meaning));
+  int64_t not_finite = 0;
+  for (const float value : values) not_finite += !std::isfinite(value);
+  if (not_finite > 0) {
+    warnings_.push_back(file_.display_name() + ": tensor " + printable(name) + " holds " + std::to_string(not_finite) +
+                        " NaN or infinite values of " + std::to_string(length));
+  }
+  if (norm_weight_offset_ != 0 && role.ends_with("_norm")) {
+    for (float& value : values) value = static_cast<float>(value + norm_weight_offset_);
+  }
+  return values;
+}
+
+bool LayerWeights::has(std::string_view role) const { return weights_.has(weights_.names().of_layer(layer_, role)); }
+
+Result<std::unique_ptr<PackedMatrix>> LayerWeights::matrix(std::string_view role, int64_t rows, int64_t cols,
+                                                           std::string_view meaning) {
+  return weights_.matrix(weights_.names().of_layer(layer_, role), rows, cols, meaning);
+}
+
+Result<std::vector<float>> LayerWeights::vector(std::string_view role, int64_t length, std::string_view meaning) {
+  return weights_.vector(weights_.names().of_layer(layer_, role), role, length, meaning);
+}
+
+Result<std::vector<float>> LayerWeights::dense(std::string_view role, int64_t rows, int64_t cols, std::string_view meaning) {
+  return weights_.dense(weights_.names().of_layer(layer_, role), {rows, cols}, meaning);
+}
+
+}  // namespace quipu
