@@ -1,0 +1,158 @@
+// quipu, quipu help, quipu help VERB; and the table of verbs.
+#include <CLI/CLI.hpp>
+#include <array>
+#include <cstdio>
+#include <memory>
+
+#include "base/byte_reader.h"
+#include "human_text.h"
+#include "near_word.h"
+#include "progress_bar.h"
+#include "verb.h"
+
+namespace quipu::cli {
+namespace {
+
+constexpr std::array<Verb, 9> kVerbs = {{
+    {"run", "", "answer one prompt, streaming", "quipu run MODEL [-p PROMPT | -f FILE | < FILE] [flags]",
+     "The model's own chat template is applied unless --raw is given or the model has none. The answer goes to standard\n"
+     "output; a closing line on standard error gives speeds, the share of the machine's memory roof, the size of the\n"
+     "context memory and a hash of the last logits. Ctrl-C ends the answer cleanly; a second Ctrl-C leaves at once.",
+     "quipu run smollm2 -p \"Why is the sky blue?\"\n"
+     "quipu run model.gguf -f question.txt -n 200 --temperature 0\n"
+     "git diff | quipu run model.gguf --system \"Write a commit message.\"\n"
+     "quipu run model.gguf -f book.txt -n 0 --save-state book.state      # read once\n"
+     "quipu run model.gguf --load-state book.state -p \"Who is Ahab?\"     # ask later, without reading again\n"
+     "quipu run base.gguf --raw -p \"Once upon a time\" -n 64 --json",
+     declare_run},
+    {"chat", "", "talk with a model", "quipu chat MODEL [--system TEXT] [flags]",
+     "Line editing and history; only what is new is fed to the model. Inside: /save FILE, /load FILE, /clear, /system TEXT,\n"
+     "/stats, /help, /exit. Ctrl-C stops an answer, Ctrl-D leaves.",
+     "quipu chat smollm2\n"
+     "quipu chat model.gguf --system \"You are brief.\" --context 16k\n"
+     "quipu chat model.gguf --load-state yesterday.state",
+     declare_chat},
+    {"inspect", "show", "what a model file is and what its context costs", "quipu inspect MODEL [--tensors] [--json]", "",
+     "quipu inspect model.gguf\n"
+     "quipu inspect model.gguf --tensors\n"
+     "quipu inspect model.gguf --cache-type q8_0 --json",
+     declare_inspect},
+    {"tokenize", "tokenise", "text to token ids", "quipu tokenize MODEL [-p TEXT | -f FILE | < FILE] [flags]", "",
+     "quipu tokenize smollm2 -p \"Hello world\"\n"
+     "quipu tokenize model.gguf -f book.txt --count\n"
+     "quipu tokenize model.gguf -p \"a b\" --json",
+     declare_tokenize},
+    {"perplexity", "ppl", "how well a model predicts a text", "quipu perplexity MODEL FILE [--context 512] [flags]",
+     "The text is cut into chunks of --context tokens; the second half of each is scored, as llama-perplexity does, so the\n"
+     "numbers compare. --all-positions scores every token that has one before it.",
+     "quipu perplexity model.gguf wiki.test.raw\n"
+     "quipu perplexity model.gguf book.txt --context 2048 --chunks 8 --json\n"
+     "quipu perplexity model.gguf book.txt --logits-out top.npy --logits-top 40",
+     declare_perplexity},
+    {"quantise", "quantize", "write a smaller copy of a model", "quipu quantise IN OUT --type TYPE", "",
+     "quipu quantise model-f16.gguf model-q8_0.gguf --type q8_0\n"
+     "quipu quantise hf-folder/ model-bf16.gguf --type bf16",
+     declare_quantise},
+    {"bench", "", "how fast a model runs here", "quipu bench MODEL [--prompt 512,2048] [--generate 64] [--depth 0,4096] [flags]",
+     "Names are llama-bench's: pp512 feeds 512 tokens, tg64 generates 64, @ d4096 with 4096 tokens in the context already.\n"
+     "Each figure is the median of --repeat runs, with the lowest and highest, and its share of the memory roof measured\n"
+     "in the same run. Every repetition must give the same logits, or the bench fails.",
+     "quipu bench model.gguf\n"
+     "quipu bench model.gguf --prompt 512,2048 --generate 64 --depth 0,4k,32k --cache-type q8_0\n"
+     "quipu bench model.gguf -p 0 -n 32 -d 16k -r 3 --json",
+     declare_bench},
+    {"help", "", "this page, or one verb's", "quipu help [VERB]", "", "quipu help run", declare_help},
+    {"version", "", "version, instruction set, machine", "quipu version [--json]", "", "quipu version --json", declare_version},
+}};
+
+std::string bold(std::string_view text) {
+  const bool colour = colour_wanted(stdout);
+  return (colour ? "\033[1m" : "") + std::string(text) + (colour ? "\033[0m" : "");
+}
+
+std::string indented(std::string_view text) {
+  std::string out = "  ";
+  for (const char c : text) {
+    out += c;
+    if (c == '\n') out += "  ";
+  }
+  return out;
+}
+
+// "-n, --tokens N": short names first, as people read them.
+std::string flag_spelling(const CLI::Option& option) {
+  std::string text;
+  for (const std::string& name : option.get_snames()) text += (text.empty() ? "-" : ", -") + name;
+  for (const std::string& name : option.get_lnames()) text += (text.empty() ? "--" : ", --") + name;
+  return text;
+}
+
+}  // namespace
+
+std::span<const Verb> all_verbs() { return kVerbs; }
+
+const Verb* find_verb(std::string_view name) {
+  for (const Verb& verb : kVerbs) {
+    if (verb.name == name || (!verb.alias.empty() && verb.alias == name)) return &verb;
+  }
+  return nullptr;
+}
+
+void print_overview() {
+  std::printf("quipu runs language models in little memory: GGUF files and Hugging Face folders, on this machine's processor.\n\n");
+  std::printf("%s quipu VERB MODEL [flags]\n\n", bold("usage:").c_str());
+  for (const Verb& verb : kVerbs) std::printf("  %-11s %s\n", std::string(verb.name).c_str(), std::string(verb.summary).c_str());
+  std::printf("\n%s\n", bold("try:").c_str());
+  std::printf("  quipu run smollm2 -p \"Why is the sky blue?\"     one answer (./quickstart has fetched smollm2)\n");
+  std::printf("  quipu chat model.gguf                           a conversation\n");
+  std::printf("  quipu inspect model.gguf                        what the model is, and what N tokens of context cost\n");
+  std::printf("  quipu bench model.gguf --depth 0,4k             speed, side by side with llama-bench's names\n");
+  std::printf("\n'quipu help VERB' shows every flag with examples. Flags of llama.cpp work: -m -p -f -n -c -t -b -s --temp -ctk.\n");
+  std::printf("Exit codes: 0 done, 1 the machine failed, 2 asked wrongly, 3 a file is bad.\n");
+}
+
+void print_verb_help(const Verb& verb) {
+  CLI::App app{std::string(verb.summary), "quipu " + std::string(verb.name)};
+  app.set_help_flag("");
+  static_cast<void>(verb.declare(app));
+  std::printf("quipu %s: %s\n\n", std::string(verb.name).c_str(), std::string(verb.summary).c_str());
+  std::printf("%s %s\n", bold("usage:").c_str(), std::string(verb.synopsis).c_str());
+  if (!verb.alias.empty()) std::printf("       (also: quipu %s)\n", std::string(verb.alias).c_str());
+  if (!verb.details.empty()) std::printf("\n%s\n", std::string(verb.details).c_str());
+  bool heading = false;
+  for (const CLI::Option* option : app.get_options()) {
+    const std::string spelling = flag_spelling(*option);
+    if (spelling.empty()) continue;
+    if (!heading) std::printf("\n%s\n", bold("flags:").c_str());
+    heading = true;
+    // A long list of spellings gets a line of its own.
+    if (spelling.size() > 26) {
+      std::printf("  %s\n  %-26s %s\n", spelling.c_str(), "", option->get_description().c_str());
+    } else {
+      std::printf("  %-26s %s\n", spelling.c_str(), option->get_description().c_str());
+    }
+  }
+  std::printf("\n%s\n%s\n", bold("examples:").c_str(), indented(verb.examples).c_str());
+}
+
+Action declare_help(CLI::App& app) {
+  auto word = std::make_shared<std::string>();
+  app.add_option("VERB", *word, "the verb to explain");
+  return [word]() -> Result<void> {
+    if (word->empty()) {
+      print_overview();
+      return {};
+    }
+    const Verb* verb = find_verb(*word);
+    if (verb == nullptr) {
+      std::vector<std::string> names;
+      for (const Verb& known : kVerbs) names.emplace_back(known.name);
+      const std::string near = nearest_word(*word, names);
+      return usage_error("no verb named " + printable(*word) + (near.empty() ? "; 'quipu help' lists them" : "; did you mean " + near + "?"));
+    }
+    print_verb_help(*verb);
+    return {};
+  };
+}
+
+}  // namespace quipu::cli
