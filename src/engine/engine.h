@@ -72,6 +72,12 @@ struct ContextCost {
   double bytes_read_per_token = 0;     // weights and state
 };
 
+// What quantise() did that its caller may not expect.
+struct QuantiseReport {
+  uint64_t bytes_before = 0, bytes_after = 0;   // of all tensors
+  std::vector<std::string> notes;               // "30 tensors have rows of 576, ...: q5_0 instead of q4_k"
+};
+
 class Engine {
  public:
   virtual ~Engine() = default;
@@ -82,10 +88,12 @@ class Engine {
   // Cost table without loading weights.
   static Result<std::vector<ContextCost>> cost(const std::string& path, std::span<const int64_t> contexts,
                                                DType cache_dtype = DType::kF16);
-  // The tokenizer (and chat template, if any) alone.
-  static Result<std::unique_ptr<Tokenizer>> load_tokenizer(const std::string& path);
-  // Writes a GGUF copy with matrices re-encoded. on_progress(done, total) in bytes of source tensors.
-  static Result<void> quantise(const std::string& in, const std::string& out, DType type,
+  // The tokenizer alone.
+  static Result<std::shared_ptr<const Tokenizer>> load_tokenizer(const std::string& path);
+  // Writes a GGUF copy of a GGUF file with matrices re-encoded, as llama-quantize does: norms and biases keep their type;
+  // the output matrix (or a tied embedding) stays at 6 bits or more; rows that are not whole blocks of `type` take a
+  // neighbouring type (the report says which). on_progress(done, total) in bytes of source tensors.
+  static Result<QuantiseReport> quantise(const std::string& in, const std::string& out, DType type,
                                const std::function<void(uint64_t done, uint64_t total)>& on_progress);
 
   virtual const ModelFacts& facts() const = 0;

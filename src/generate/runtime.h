@@ -17,7 +17,7 @@ namespace quipu {
 struct Runtime {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Model> model;
-  std::unique_ptr<const Tokenizer> tokenizer;   // null: sessions produce tokens without text
+  std::shared_ptr<const Tokenizer> tokenizer;   // null: sessions produce tokens without text
   StateOptions state;
 
   PagePool pages;

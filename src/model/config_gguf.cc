@@ -214,6 +214,7 @@ std::string supported_gguf_architectures() {
 
 Result<ModelConfig> read_gguf_config(const GgufMetadata& metadata, const GgufModelFacts& facts) {
   ASSIGN_OR_RETURN(const GgufArchitecture* architecture, find_architecture(metadata));
+  if (facts.embedding_rows <= 0) return bad_input(metadata.file() + ": tensor token_embd.weight is missing");
   const Keys keys(metadata, architecture->name);
   ModelConfig config;
   config.origin = metadata.file();

@@ -9,15 +9,13 @@
 #include <nlohmann/json.hpp>
 
 #include "base/byte_reader.h"
+#include "model/bounded_json.h"
 #include "model/config.h"
 
 namespace quipu {
 namespace {
 
 using nlohmann::json;
-
-constexpr int kMaxDepth = 128;
-constexpr size_t kMaxConfigBytes = size_t{16} << 20;
 
 struct HfArchitecture {
   std::string_view name;          // in "architectures"
@@ -102,43 +100,6 @@ class Object {
   std::string file_, path_;
   const json& object_;
 };
-
-// Deep nesting is refused before the parser sees it.
-bool too_deep(std::string_view text) {
-  int depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      else if (c == '"') in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '[' || c == '{') {
-      if (++depth > kMaxDepth) return true;
-    } else if (c == ']' || c == '}') {
-      --depth;
-    }
-  }
-  return false;
-}
-
-Result<json> parse(const std::string& file, std::string_view text) {
-  if (text.size() > kMaxConfigBytes) {
-    return bad_input(file + ": " + std::to_string(text.size()) + " bytes, a configuration has at most " +
-                     std::to_string(kMaxConfigBytes));
-  }
-  if (too_deep(text)) return bad_input(file + ": nested more than " + std::to_string(kMaxDepth) + " levels deep");
-  try {
-    json root = json::parse(text.begin(), text.end());
-    if (!root.is_object()) return bad_input(file + ": is not a JSON object");
-    return root;
-  } catch (const json::parse_error& e) {
-    return bad_input(file + ": not valid JSON at byte " + std::to_string(e.byte));
-  } catch (const json::exception&) {
-    return bad_input(file + ": not valid JSON (a number out of range)");
-  }
-}
 
 Result<const HfArchitecture*> find_architecture(const Object& config) {
   if (!config.has("architectures")) return config.error("architectures", "is missing");
@@ -374,7 +335,7 @@ std::string supported_hf_architectures() {
 
 Result<ModelConfig> read_hf_config(std::string_view file, std::string_view text) {
   const std::string origin(file);
-  ASSIGN_OR_RETURN(const json root, parse(origin, text));
+  ASSIGN_OR_RETURN(const json root, parse_bounded_json(origin, text));
   const Object object(origin, "", root);
   ASSIGN_OR_RETURN(const HfArchitecture* architecture, find_architecture(object));
   ModelConfig config;

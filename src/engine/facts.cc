@@ -1,0 +1,102 @@
+#include "engine/facts.h"
+
+#include <algorithm>
+#include <cctype>
+#include <map>
+
+#include "base/byte_reader.h"
+
+namespace quipu {
+namespace {
+
+std::string upper(std::string_view text) {
+  std::string result(text);
+  std::transform(result.begin(), result.end(), result.begin(), [](unsigned char c) { return std::toupper(c); });
+  return result;
+}
+
+// The types of the matrices, those with more elements first; types below one element in two hundred are left out.
+std::string quantisation_of(const TensorFile& file) {
+  std::map<DType, int64_t> elements;
+  int64_t total = 0;
+  for (const NamedTensor& tensor : file.tensors()) {
+    if (tensor.view.shape.size() < 2) continue;
+    const int64_t count = element_count(tensor.view.shape);
+    elements[tensor.view.dtype] += count;
+    total += count;
+  }
+  std::vector<std::pair<int64_t, DType>> order;
+  for (const auto& [dtype, count] : elements) order.emplace_back(count, dtype);
+  std::sort(order.rbegin(), order.rend());
+  std::string text;
+  for (const auto& [count, dtype] : order) {
+    if (!text.empty() && count * 200 < total) continue;
+    text += (text.empty() ? "" : " + ") + upper(dtype_name(dtype));
+  }
+  return text;
+}
+
+std::string last_part(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path.substr(path.rfind('/') + 1);
+}
+
+uint64_t exact_state_bytes(const Model& model, const StateOptions& options, int64_t tokens) {
+  uint64_t total = 0;
+  for (const StateLayout& layout : model.state_layouts(options)) total += static_cast<uint64_t>(state_bytes(layout, tokens));
+  return total;
+}
+
+}  // namespace
+
+uint64_t allocated_state_bytes(const Model& model, const StateOptions& options, int64_t tokens) {
+  uint64_t total = 0;
+  for (const StateLayout& layout : model.state_layouts(options)) {
+    total += static_cast<uint64_t>(state_bytes_allocated(layout, tokens));
+  }
+  return total;
+}
+
+ContextCost context_cost(const Model& model, const StateOptions& options, int64_t tokens) {
+  ContextCost cost;
+  cost.tokens = tokens;
+  cost.state_bytes = exact_state_bytes(model, options, tokens);
+  cost.state_bytes_allocated = allocated_state_bytes(model, options, tokens);
+  cost.flops_per_token = model.flops_per_token(tokens);
+  cost.bytes_read_per_token = model.bytes_read_per_token(tokens, options);
+  return cost;
+}
+
+ModelFacts model_facts(const ModelSource& source, const Model& model, const StateOptions& options) {
+  const ModelConfig& config = source.config;
+  const LayerConfig& first = config.layers.front();
+  ModelFacts facts;
+  facts.path = source.path;
+  facts.name = config.name.empty() ? last_part(source.folder.empty() ? source.path : source.folder) : config.name;
+  facts.architecture = config.architecture;
+  facts.file_format = source.format;
+  facts.quantisation = quantisation_of(source.tensors());
+  facts.weight_bytes = source.tensors().tensor_bytes();
+  facts.layers = static_cast<int64_t>(config.layers.size());
+  facts.hidden = config.hidden;
+  facts.heads = first.heads;
+  facts.kv_heads = first.kv_heads;
+  facts.head_dim = first.head_dim;
+  facts.feed_forward = config.feed_forward.inner;
+  facts.vocabulary = config.vocabulary;
+  facts.trained_context = config.trained_context;
+  for (const LayerConfig& layer : config.layers) facts.layer_rooms.push_back(layer.room);
+  for (const NamedTensor& tensor : source.tensors().tensors()) {
+    facts.tensors.push_back({printable(tensor.name, 256), std::string(dtype_name(tensor.view.dtype)), tensor.view.shape,
+                             tensor.view.bytes.size()});
+    if (tensor.name != "rope_freqs.weight") facts.parameters += element_count(tensor.view.shape);
+  }
+  // The slope where every window is full.
+  constexpr int64_t kFar = int64_t{1} << 24;
+  facts.state_bytes_per_token =
+      static_cast<double>(exact_state_bytes(model, options, 2 * kFar) - exact_state_bytes(model, options, kFar)) / kFar;
+  facts.warnings = source.warnings;
+  return facts;
+}
+
+}  // namespace quipu
