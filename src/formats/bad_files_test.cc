@@ -177,7 +177,9 @@ TEST(BadFiles, GgufTensorsAreRefused) {
     {"F18", "dimension 2^63-1", [] { return with_tensors({tensor_entry("a", {kMax >> 1}, 0, 0)}); }, "is more than 2^63-1 bytes"},
     {"F19", "2^32 x 2^32", [] { return with_tensors({tensor_entry("a", {uint64_t{1} << 32, uint64_t{1} << 32}, 24, 0)}); },
      "the shape [4294967296, 4294967296] has more than 2^63-1 elements"},
-    {"F19", "2^16 four times, times 1", [] { return with_tensors({tensor_entry("a", {1 << 16, 1 << 16, 1 << 16, 1 << 16}, 24, 0)}); },
+    {"F19", "2^62 x 2, which 64 bits still hold", [] { return with_tensors({tensor_entry("a", {uint64_t{1} << 62, 2}, 24, 0)}); },
+     "the shape [2, 4611686018427387904] has more than 2^63-1 elements"},
+    {"F19", "2^16 four times", [] { return with_tensors({tensor_entry("a", {1 << 16, 1 << 16, 1 << 16, 1 << 16}, 24, 0)}); },
      "has more than 2^63-1 elements"},
     {"F20", "bytes wrap", [] { return with_tensors({tensor_entry("a", {uint64_t{1} << 62}, 0, 0)}); }, "[4611686018427387904] of f32 is more than 2^63-1 bytes"},
     {"F20", "quantised bytes wrap", [] { return with_tensors({tensor_entry("a", {uint64_t{1} << 62}, 2, 0)}); }, "pass the end of the data section"},
@@ -350,6 +352,8 @@ TEST(BadFiles, TheMostEntriesStayWithinTheMemoryAllowed) {
   file.data = std::string(8, 'x');
   for (uint64_t i = 0; i < GgufLimits::kTensors; ++i) file.tensors.push_back(tensor_entry(std::to_string(i), {1}, 24, 0));
   EXPECT_NE(refusal(read_gguf_bytes, file.build()).find("overlaps"), std::string::npos);
+  file.tensors.push_back(tensor_entry("more", {1}, 24, 0));
+  EXPECT_NE(refusal(read_gguf_bytes, file.build()).find("is 131073, the limit is 131072"), std::string::npos);
   file.tensors.clear();
   for (uint64_t i = 2; i < GgufLimits::kKeys; ++i) file.keys.push_back(Bytes().string(std::to_string(i)).u32(0).u8(1));
   peak = held.load();
@@ -357,6 +361,8 @@ TEST(BadFiles, TheMostEntriesStayWithinTheMemoryAllowed) {
   const int64_t before = held;
   EXPECT_TRUE(read_gguf_bytes("f", bytes_of(keys)).ok());
   EXPECT_LE(peak - before, static_cast<int64_t>(keys.size()) + kFixedBytes);
+  file.keys.push_back(Bytes().string("more").u32(0).u8(1));
+  EXPECT_NE(refusal(read_gguf_bytes, file.build()).find("is 65537, the limit is 65536"), std::string::npos);
 }
 
 // ---- files that are no files (F63) ----
