@@ -14,7 +14,9 @@
 
 namespace quipu::sample {
 
-inline std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text.data(), text.size())); }
+inline std::span<const std::byte> bytes_of(const std::string& text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
 
 // Appends little-endian fields.
 class Bytes {
@@ -42,7 +44,9 @@ class Bytes {
 inline std::string key_u32(std::string_view key, uint32_t value) { return Bytes().string(key).u32(4).u32(value); }
 inline std::string key_u16(std::string_view key, uint16_t value) { return Bytes().string(key).u32(2).put(value); }
 inline std::string key_i32(std::string_view key, int32_t value) { return Bytes().string(key).u32(5).put(value); }
-inline std::string key_string(std::string_view key, std::string_view value) { return Bytes().string(key).u32(8).string(value); }
+inline std::string key_string(std::string_view key, std::string_view value) {
+  return Bytes().string(key).u32(8).string(value);
+}
 
 // One tensor's entry; ne fastest first, as the file has it.
 inline std::string tensor_entry(std::string_view name, const std::vector<uint64_t>& ne, uint32_t type, uint64_t offset) {
@@ -85,7 +89,8 @@ inline std::string gguf_of_4_kb() {
   file.keys.push_back(Bytes().string("t.u64").u32(10).u64(~uint64_t{0}));
   file.keys.push_back(Bytes().string("t.i64").u32(11).put(int64_t{-7}));
   file.keys.push_back(Bytes().string("t.f64").u32(12).put(0.25));
-  file.keys.push_back(Bytes().string("t.strings").u32(9).u32(8).u64(3).string("one").string("").string(std::string_view("\xff\x00three", 7)));
+  const std::string_view binary("\xff\x00three", 7);
+  file.keys.push_back(Bytes().string("t.strings").u32(9).u32(8).u64(3).string("one").string("").string(binary));
   file.keys.push_back(Bytes().string("t.floats").u32(9).u32(6).u64(2).f32(1.5f).f32(-2));
   file.keys.push_back(Bytes().string("t.bools").u32(9).u32(7).u64(3).u8(1).u8(0).u8(1));
   file.tensors.clear();

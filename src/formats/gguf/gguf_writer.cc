@@ -125,7 +125,9 @@ Result<void> GgufHeader::add_tensor(std::string_view name, DType dtype, const Sh
     elements = elements * CheckedSize(static_cast<uint64_t>(extent));
   }
   const auto row = checked_row_bytes(dtype, static_cast<uint64_t>(shape.back()));
-  if (!row) return wrong("rows of " + std::to_string(shape.back()) + " are not whole blocks of " + std::string(dtype_name(dtype)));
+  if (!row) {
+    return wrong("rows of " + std::to_string(shape.back()) + " are not whole blocks of " + std::string(dtype_name(dtype)));
+  }
   if (!elements.fits(std::numeric_limits<int64_t>::max())) return wrong("shape " + shape_text(shape) + " is too large");
   const CheckedSize bytes = CheckedSize(*row) * CheckedSize(*elements.value() / static_cast<uint64_t>(shape.back()));
   const uint64_t offset = tensors_.empty() ? 0 : padded(tensors_.back().offset + tensors_.back().bytes, alignment_);

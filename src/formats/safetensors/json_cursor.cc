@@ -47,9 +47,8 @@ Result<std::string> JsonCursor::string(std::string_view field, uint64_t limit) {
     if (at_ >= text_.size()) return error_at(field, begin, "the string does not end");
     // Plain characters are taken in runs.
     size_t end = at_;
-    while (end < text_.size() && text_[end] != '"' && text_[end] != '\\' && static_cast<unsigned char>(text_[end]) >= 0x20) {
-      ++end;
-    }
+    const auto plain = [](char c) { return c != '"' && c != '\\' && static_cast<unsigned char>(c) >= 0x20; };
+    while (end < text_.size() && plain(text_[end])) ++end;
     const std::string_view run = text_.substr(at_, end - at_);
     if (run.size() > limit - out.size()) {
       return error_at(field, begin, "the string is longer than the limit of " + std::to_string(limit) + " bytes");

@@ -129,7 +129,8 @@ Result<void> Parser::read_entry(JsonCursor& json, std::string name, uint64_t hea
   const std::string field = "tensor " + printable(name);
   if (const std::string fault = name_fault(name); !fault.empty()) return json.error_at(field, header_offset, fault);
   if (entries_.size() >= SafetensorsLimits::kTensors) {
-    return json.error_at(field, header_offset, "more than the limit of " + number(SafetensorsLimits::kTensors) + " tensors");
+    return json.error_at(field, header_offset,
+                         "more than the limit of " + number(SafetensorsLimits::kTensors) + " tensors");
   }
   Entry entry;
   entry.name = std::move(name);
@@ -235,8 +236,8 @@ Result<void> Parser::check_layout() {
     if (begin != end) {
       return JsonCursor(name_, "", 0).error_at(
           "tensor " + entry->name, entry->header_offset,
-          "data begins at " + number(begin) + (begin < end ? ", inside other data that ends at " : ", leaving a hole after ") +
-              number(end));
+          "data begins at " + number(begin) +
+              (begin < end ? ", inside other data that ends at " : ", leaving a hole after ") + number(end));
     }
     end = stop;
   }
@@ -344,7 +345,8 @@ Result<TensorFile> read_sharded(const std::string& path) {
     ASSIGN_OR_RETURN(const TensorFile part, read_one((folder / shard).string()));
     for (const NamedTensor& tensor : part.tensors()) {
       if (const auto [at, fresh] = found.emplace(tensor.name, shard); !fresh) {
-        return bad_input(part.display_name() + ": tensor " + printable(tensor.name) + " is in " + printable(at->second) + " too");
+        return bad_input(part.display_name() + ": tensor " + printable(tensor.name) + " is in " + printable(at->second) +
+                         " too");
       }
       if (tensors.size() >= SafetensorsLimits::kTensors) {
         return bad_input(name + ": the files hold more than " + number(SafetensorsLimits::kTensors) + " tensors");

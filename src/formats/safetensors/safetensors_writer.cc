@@ -96,9 +96,13 @@ Result<std::string> encode_safetensors_header(std::span<const SafetensorsTensor>
   uint64_t begin = 0;
   for (const SafetensorsTensor& tensor : tensors) {
     RETURN_IF_ERROR(check_name(tensor.name));
-    if (!seen.insert(tensor.name).second) return usage_error("safetensors tensor " + printable(tensor.name) + ": declared twice");
+    if (!seen.insert(tensor.name).second) {
+      return usage_error("safetensors tensor " + printable(tensor.name) + ": declared twice");
+    }
     ASSIGN_OR_RETURN(const uint64_t bytes, bytes_of(tensor));
-    if (!(CheckedSize(begin) + CheckedSize(bytes)).fits(kMaxFileBytes)) return usage_error("safetensors: the file is too large");
+    if (!(CheckedSize(begin) + CheckedSize(bytes)).fits(kMaxFileBytes)) {
+      return usage_error("safetensors: the file is too large");
+    }
     std::string shape;
     for (const int64_t extent : tensor.view.shape) shape += (shape.empty() ? "" : ",") + std::to_string(extent);
     if (out.back() != '{') out += ',';

@@ -67,7 +67,8 @@ uint64_t header_bytes(std::span<const StateSectionSource> sections) {
 uint64_t checked_bytes(const StateSectionSource& section) {
   CHECK(name_is_good(section.name)) << printable(section.name);
   CHECK(section.rows >= 0 && section.row_elements >= 0) << section.name;
-  const auto bytes = section_bytes(section.dtype, static_cast<uint64_t>(section.rows), static_cast<uint64_t>(section.row_elements));
+  const auto bytes = section_bytes(section.dtype, static_cast<uint64_t>(section.rows),
+                                   static_cast<uint64_t>(section.row_elements));
   uint64_t given = 0;
   for (const auto part : section.parts) given += part.size();
   CHECK(bytes == given) << section.name << ": " << given << " bytes given for " << section.rows << " rows of "
@@ -158,7 +159,8 @@ Result<void> Parser::read_head() {
   }
   ASSIGN_OR_RETURN(const uint32_t version, reader_.number<uint32_t>("version"));
   if (version != StateFileLimits::kVersion) {
-    return error_at("version", 8, "is " + number(version) + ", version " + number(StateFileLimits::kVersion) + " is supported");
+    return error_at("version", 8,
+                    "is " + number(version) + ", version " + number(StateFileLimits::kVersion) + " is supported");
   }
   ASSIGN_OR_RETURN(count_, reader_.number<uint32_t>("section count"));
   ASSIGN_OR_RETURN(const uint64_t file_bytes, reader_.number<uint64_t>("file bytes"));
@@ -180,7 +182,9 @@ Result<void> Parser::read_head() {
   Hash128 stored;
   std::memcpy(&stored.low, bytes_.data() + hash_at, 8);
   std::memcpy(&stored.high, bytes_.data() + hash_at + 8, 8);
-  if (stored != hash128(bytes_.first(hash_at))) return error_at("header checksum", hash_at, "does not match: the header is damaged");
+  if (stored != hash128(bytes_.first(hash_at))) {
+    return error_at("header checksum", hash_at, "does not match: the header is damaged");
+  }
   ASSIGN_OR_RETURN(file_.header.tokens, reader_.number<uint64_t>("token count"));
   if (file_.header.tokens > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
     return error_at("token count", 32, "is " + number(file_.header.tokens) + ", the limit is 2^63-1");
@@ -220,7 +224,9 @@ Result<StateSection> Parser::read_section(uint32_t index, uint64_t end) {
   const std::string field = "section " + std::string(name);
   ASSIGN_OR_RETURN(const std::string_view type, read_name(field));
   const std::optional<DType> dtype = dtype_from_name(type);
-  if (!dtype || dtype_name(*dtype) != type) return error_at(field, start, "element type \"" + printable(type) + "\" is unknown");
+  if (!dtype || dtype_name(*dtype) != type) {
+    return error_at(field, start, "element type \"" + printable(type) + "\" is unknown");
+  }
   ASSIGN_OR_RETURN(const uint64_t rows, reader_.number<uint64_t>(field));
   ASSIGN_OR_RETURN(const uint64_t row_elements, reader_.number<uint64_t>(field));
   ASSIGN_OR_RETURN(const uint64_t offset, reader_.number<uint64_t>(field));
