@@ -71,11 +71,11 @@ TEST_P(CpuBackendTest, MatmulAgreesWithTheReferenceForEveryFormat) {
   for (const Activations activations : {Activations::kExact, Activations::kFast}) {
     auto backend = cpu(GetParam(), 2, activations);
     for (const DType dtype : kWeightTypes) {
-      for (const int64_t rows : {1, 15, 16, 40, 97}) {
-        const int64_t cols = 512;
-        const auto weights = random_weights(dtype, rows, cols, 7);
-        const MatrixSource source{dtype, rows, cols, weights};
-        for (const int64_t n : {1, 2, 3, 13, 31}) {
+      const int64_t cols = 512;
+      const auto weights = random_weights(dtype, 67, cols, 7);
+      for (const int64_t rows : {1, 15, 16, 67}) {
+        const MatrixSource source{dtype, rows, cols, std::span(weights).first(static_cast<size_t>(row_bytes(dtype, cols) * rows))};
+        for (const int64_t n : {1, 3, 13}) {
           const auto x = normals(n * cols, 11 + static_cast<uint64_t>(n));
           const auto bias = normals(rows, 5);
           const auto expected = product(*reference, source, x, n, bias.data());
@@ -120,7 +120,7 @@ TEST_P(CpuBackendTest, IntegerProductsAreExactForWholeActivations) {
 }
 
 TEST_P(CpuBackendTest, ARowsProductDoesNotDependOnItsNeighboursOrThreads) {
-  const int64_t rows = 100, cols = 768, n = 27;
+  const int64_t rows = 70, cols = 512, n = 27;
   const auto x = normals(n * cols, 9);
   for (const DType dtype : kWeightTypes) {
     const auto weights = random_weights(dtype, rows, cols, 13);
@@ -214,7 +214,7 @@ TEST_P(CpuBackendTest, AttentionAgreesWithTheReference) {
   auto backend = cpu(GetParam());
   for (const AttentionShapeCase& shape : kShapes) {
     for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0}) {
-      for (const int64_t tokens : {1, 63, 65, 130, 330}) {
+      for (const int64_t tokens : {1, 64, 65, 270}) {
         const auto q = normals(tokens * shape.heads * shape.key_dim, 1);
         const auto k = normals(tokens * shape.kv_heads * shape.key_dim, 2);
         const auto v = normals(tokens * shape.kv_heads * shape.value_dim, 3);
@@ -236,7 +236,7 @@ TEST_P(CpuBackendTest, AttentionDoesNotDependOnChunksOrThreads) {
   auto three = cpu(GetParam(), 3);
   for (const AttentionShapeCase& shape : kShapes) {
     for (const DType dtype : {DType::kF16, DType::kQ8_0}) {
-      const int64_t tokens = 400;
+      const int64_t tokens = 300;
       const auto q = normals(tokens * shape.heads * shape.key_dim, 1);
       const auto k = normals(tokens * shape.kv_heads * shape.key_dim, 2);
       const auto v = normals(tokens * shape.kv_heads * shape.value_dim, 3);

@@ -16,23 +16,21 @@ inline F32 load_page_lanes(const std::byte* base, int64_t index) {
 // ---- q . k ----------------------------------------------------------------------------------------------------------
 
 template <DType D, int R>
-void scores_of_rows(float* scores, const float* q, const std::byte* keys, int64_t dim) {
+[[gnu::flatten]] void scores_of_rows(float* scores, const float* q, const std::byte* keys, int64_t dim) {
   for (int64_t key = 0; key < 64; key += 16 * kPassVectors) {
     F32 sum[R][kPassVectors];
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < kPassVectors; ++v) sum[r][v] = f_zero();
-    }
+    repeat<R>([&](auto r) { repeat<kPassVectors>([&](auto v) { sum[r][v] = f_zero(); }); });
     for (int64_t d = 0; d < dim; ++d) {
       F32 k[kPassVectors];
-      for (int v = 0; v < kPassVectors; ++v) k[v] = load_page_lanes<D>(keys, d * 64 + key + 16 * v);
-      for (int r = 0; r < R; ++r) {
+      repeat<kPassVectors>([&](auto v) { k[v] = load_page_lanes<D>(keys, d * 64 + key + 16 * v); });
+      repeat<R>([&](auto r) {
         const F32 value = f_set1(q[r * dim + d]);
-        for (int v = 0; v < kPassVectors; ++v) sum[r][v] = f_fma(k[v], value, sum[r][v]);
-      }
+        repeat<kPassVectors>([&](auto v) { sum[r][v] = f_fma(k[v], value, sum[r][v]); });
+      });
     }
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < kPassVectors; ++v) f_store(scores + r * 64 + key + 16 * v, sum[r][v]);
-    }
+    repeat<R>([&](auto r) {
+      repeat<kPassVectors>([&](auto v) { f_store(scores + r * 64 + key + 16 * v, sum[r][v]); });
+    });
   }
 }
 
@@ -61,35 +59,36 @@ void page_scores(float* scores, const float* q, int64_t rows, const HeadPage& ke
 // int8 keys against int8 queries: exact integer dots over 32 components, then scaled. Keys are made unsigned by
 // flipping their top bit, which adds 128; the start value takes 128 * sum(q) off again.
 template <int R>
-void scores_of_rows_q8(float* scores, const int8_t* q, const float* q_scales, const int32_t* q_sums, const HeadPage& keys) {
+[[gnu::flatten]] void scores_of_rows_q8(float* scores, const int8_t* q, const float* q_scales, const int32_t* q_sums, const HeadPage& keys) {
   const int64_t blocks = keys.dim / 32;
   const std::byte* key_scales = keys.bytes + keys.dim * 64;
   for (int64_t key = 0; key < 64; key += 16 * kPassVectors) {
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < kPassVectors; ++v) f_store(scores + r * 64 + key + 16 * v, f_zero());
-    }
+    repeat<R>([&](auto r) {
+      repeat<kPassVectors>([&](auto v) { f_store(scores + r * 64 + key + 16 * v, f_zero()); });
+    });
     for (int64_t block = 0; block < blocks; ++block) {
       I32 dot[R][kPassVectors];
-      for (int r = 0; r < R; ++r) {
+      repeat<R>([&](auto r) {
         const int32_t* sums = q_sums + r * (2 * blocks) + 2 * block;
         const I32 start = i_set1(-128 * (sums[0] + sums[1]));
-        for (int v = 0; v < kPassVectors; ++v) dot[r][v] = start;
-      }
+        repeat<kPassVectors>([&](auto v) { dot[r][v] = start; });
+      });
       for (int64_t i = 0; i < 8; ++i) {
         U8 k[kPassVectors];
-        for (int v = 0; v < kPassVectors; ++v) k[v] = u_flip_top(u_load(keys.bytes + ((block * 8 + i) * 64 + key + 16 * v) * 4));
-        for (int r = 0; r < R; ++r) {
+        repeat<kPassVectors>([&](auto v) { k[v] = u_flip_top(u_load(keys.bytes + ((block * 8 + i) * 64 + key + 16 * v) * 4)); });
+        repeat<R>([&](auto r) {
           const U8 q4 = u_repeat4(q + r * keys.dim + block * 32 + 4 * i);
-          for (int v = 0; v < kPassVectors; ++v) dot[r][v] = i_dot(dot[r][v], k[v], q4);
-        }
+          repeat<kPassVectors>([&](auto v) { dot[r][v] = i_dot(dot[r][v], k[v], q4); });
+        });
       }
-      for (int v = 0; v < kPassVectors; ++v) {
+      repeat<kPassVectors>([&](auto v) {
         const F32 scale = f_load_f16(key_scales + (block * 64 + key + 16 * v) * 2);
-        for (int r = 0; r < R; ++r) {
+        repeat<R>([&](auto r) {
           float* place = scores + r * 64 + key + 16 * v;
           f_store(place, f_fma(f_from_i(dot[r][v]), f_mul(scale, f_set1(q_scales[r * blocks + block])), f_load(place)));
-        }
-      }
+        });
+      });
+      compiler_barrier();
     }
   }
 }
@@ -145,44 +144,44 @@ void softmax_page(float* scores, float* maximum, float* total, float* rescale, c
 
 // Components [begin, begin + 16 V) of R rows.
 template <DType D, int R, int V>
-void values_of_rows(float* out, const float* p, const float* rescale, const std::byte* values, int64_t dim, int64_t begin) {
+[[gnu::flatten]] void values_of_rows(float* out, const float* p, const float* rescale, const std::byte* values, int64_t dim, int64_t begin) {
   F32 sum[R][V];
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) sum[r][v] = f_mul(f_load(out + r * dim + begin + 16 * v), f_set1(rescale[r]));
-  }
+  repeat<R>([&](auto r) {
+    repeat<V>([&](auto v) { sum[r][v] = f_mul(f_load(out + r * dim + begin + 16 * v), f_set1(rescale[r])); });
+  });
   for (int64_t key = 0; key < 64; ++key) {
     F32 x[V];
-    for (int v = 0; v < V; ++v) x[v] = load_page_lanes<D>(values, key * dim + begin + 16 * v);
-    for (int r = 0; r < R; ++r) {
+    repeat<V>([&](auto v) { x[v] = load_page_lanes<D>(values, key * dim + begin + 16 * v); });
+    repeat<R>([&](auto r) {
       const F32 weight = f_set1(p[r * 64 + key]);
-      for (int v = 0; v < V; ++v) sum[r][v] = f_fma(weight, x[v], sum[r][v]);
-    }
+      repeat<V>([&](auto v) { sum[r][v] = f_fma(weight, x[v], sum[r][v]); });
+    });
   }
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) f_store(out + r * dim + begin + 16 * v, sum[r][v]);
-  }
+  repeat<R>([&](auto r) {
+    repeat<V>([&](auto v) { f_store(out + r * dim + begin + 16 * v, sum[r][v]); });
+  });
 }
 
 // One block of 32 components (two vectors) of an int8 page; scales: [64] floats of this block.
 template <int R>
-void values_of_rows_q8(float* out, const float* p, const float* rescale, const std::byte* values, const float* scales,
+[[gnu::flatten]] void values_of_rows_q8(float* out, const float* p, const float* rescale, const std::byte* values, const float* scales,
                        int64_t dim, int64_t begin) {
   F32 sum[R][2];
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < 2; ++v) sum[r][v] = f_mul(f_load(out + r * dim + begin + 16 * v), f_set1(rescale[r]));
-  }
+  repeat<R>([&](auto r) {
+    repeat<2>([&](auto v) { sum[r][v] = f_mul(f_load(out + r * dim + begin + 16 * v), f_set1(rescale[r])); });
+  });
   for (int64_t key = 0; key < 64; ++key) {
     const F32 scale = f_set1(scales[key]);
     F32 x[2];
-    for (int v = 0; v < 2; ++v) x[v] = f_mul(f_load_i8(values + key * dim + begin + 16 * v), scale);
-    for (int r = 0; r < R; ++r) {
+    repeat<2>([&](auto v) { x[v] = f_mul(f_load_i8(values + key * dim + begin + 16 * v), scale); });
+    repeat<R>([&](auto r) {
       const F32 weight = f_set1(p[r * 64 + key]);
-      for (int v = 0; v < 2; ++v) sum[r][v] = f_fma(weight, x[v], sum[r][v]);
-    }
+      repeat<2>([&](auto v) { sum[r][v] = f_fma(weight, x[v], sum[r][v]); });
+    });
   }
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < 2; ++v) f_store(out + r * dim + begin + 16 * v, sum[r][v]);
-  }
+  repeat<R>([&](auto r) {
+    repeat<2>([&](auto v) { f_store(out + r * dim + begin + 16 * v, sum[r][v]); });
+  });
 }
 
 inline uint16_t half_bits(const std::byte* p) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 #include <immintrin.h>
 
 #include "backend/cpu/kernels/kernels.h"

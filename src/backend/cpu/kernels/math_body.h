@@ -1,4 +1,20 @@
-// Elementary functions on 16 lanes. Included after simd_<isa>.h.
+// Unrolling and elementary functions on 16 lanes. Included after simd_<isa>.h.
+
+// Calls body(0), ..., body(N - 1) with constant arguments. A loop over a register tile must be written this way: GCC
+// decides which arrays live in registers before it unrolls loops, and stores the tile to the stack otherwise. Callers are
+// marked flatten, so that the bodies are inlined whatever their size.
+template <class Body, int... kIndex>
+[[gnu::always_inline]] inline void repeat_indices(const Body& body, std::integer_sequence<int, kIndex...>) {
+  (body(std::integral_constant<int, kIndex>()), ...);
+}
+template <int N, class Body>
+[[gnu::always_inline]] inline void repeat(const Body& body) {
+  repeat_indices(body, std::make_integer_sequence<int, N>());
+}
+
+// Keeps the compiler from holding memory contents in registers across this point: sums that are meant to live in the
+// cache would otherwise be "promoted" and spilled.
+[[gnu::always_inline]] inline void compiler_barrier() { __asm__ volatile("" ::: "memory"); }
 
 // exp(x) for x <= 88; below -87 it is 0. Relative error under 2e-7: 2^n times a degree-6 Taylor polynomial of the
 // remainder |r| <= ln2 / 2, whose first omitted term is r^7 / 5040 < 2e-7.

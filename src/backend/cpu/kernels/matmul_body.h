@@ -11,36 +11,28 @@
 template <DType D>
 inline void load_square(const std::byte* p, U8 (&w)[8]) {
   if constexpr (D == DType::kQ8_0) {
-    for (int i = 0; i < 8; ++i) w[i] = u_load(p + 64 * i);
+    repeat<8>([&](auto i) { w[i] = u_load(p + 64 * i); });
   } else if constexpr (D == DType::kQ2_K || D == DType::kQ3_K) {
-    for (int v = 0; v < 2; ++v) {
+    repeat<2>([&](auto v) {
       const U8 packed = u_load(p + 64 * v);
-      w[4 * v + 0] = u_pair<0>(packed);
-      w[4 * v + 1] = u_pair<1>(packed);
-      w[4 * v + 2] = u_pair<2>(packed);
-      w[4 * v + 3] = u_pair<3>(packed);
-    }
-    if constexpr (D == DType::kQ3_K) {
-      for (int i = 0; i < 8; ++i) w[i] = u_or(w[i], u_from_bits(p + 128 + 8 * i, 4));
-    }
+      repeat<4>([&](auto j) { w[4 * v + j] = u_pair<j>(packed); });
+    });
+    if constexpr (D == DType::kQ3_K) repeat<8>([&](auto i) { w[i] = u_or(w[i], u_from_bits(p + 128 + 8 * i, 4)); });
   } else {
-    for (int i = 0; i < 4; ++i) {
+    repeat<4>([&](auto i) {
       const U8 packed = u_load(p + 64 * i);
       w[i] = u_low_nibbles(packed);
       w[i + 4] = u_high_nibbles(packed);
-    }
+    });
     if constexpr (D == DType::kQ5_0 || D == DType::kQ5_1 || D == DType::kQ5_K) {
-      for (int i = 0; i < 8; ++i) w[i] = u_or(w[i], u_from_bits(p + 256 + 8 * i, 16));
+      repeat<8>([&](auto i) { w[i] = u_or(w[i], u_from_bits(p + 256 + 8 * i, 16)); });
     } else if constexpr (D == DType::kQ6_K) {
-      for (int v = 0; v < 2; ++v) {
+      repeat<2>([&](auto v) {
         const U8 packed = u_load(p + 256 + 64 * v);
-        w[4 * v + 0] = u_or(w[4 * v + 0], u_shift_up<4>(u_pair<0>(packed)));
-        w[4 * v + 1] = u_or(w[4 * v + 1], u_shift_up<4>(u_pair<1>(packed)));
-        w[4 * v + 2] = u_or(w[4 * v + 2], u_shift_up<4>(u_pair<2>(packed)));
-        w[4 * v + 3] = u_or(w[4 * v + 3], u_shift_up<4>(u_pair<3>(packed)));
-      }
+        repeat<4>([&](auto j) { w[4 * v + j] = u_or(w[4 * v + j], u_shift_up<4>(u_pair<j>(packed))); });
+      });
     } else if constexpr (D == DType::kIQ4_NL) {
-      for (int i = 0; i < 8; ++i) w[i] = u_lookup16(w[i], kIq4CodeBook);
+      repeat<8>([&](auto i) { w[i] = u_lookup16(w[i], kIq4CodeBook); });
     }
   }
 }
@@ -79,11 +71,11 @@ inline void load_scales(const std::byte* header, const std::byte* fields, F32 (&
     minimum[0] = f_sub(f_zero(), f_mul(f_load_f16(header + 32), f_load_u8(fields + 16)));
   } else if constexpr (G::kSuper16) {
     const F32 d = f_load_f16(header);
-    for (int g = 0; g < 2; ++g) scale[g] = f_mul(d, f_load_i8(fields + 16 * g));
+    repeat<2>([&](auto g) { scale[g] = f_mul(d, f_load_i8(fields + 16 * g)); });
   } else {
     const F32 d = f_load_f16(header);
     const F32 dmin = f_load_f16(header + 32);
-    for (int g = 0; g < 2; ++g) {
+    repeat<2>([&](auto g) {
       alignas(16) uint8_t low[16], high[16];
       for (int i = 0; i < 16; ++i) {
         low[i] = static_cast<uint8_t>(fields[16 * g + i]) & 15;
@@ -91,7 +83,7 @@ inline void load_scales(const std::byte* header, const std::byte* fields, F32 (&
       }
       scale[g] = f_mul(d, f_load_u8(low));
       minimum[g] = f_sub(f_zero(), f_mul(dmin, f_load_u8(high)));
-    }
+    });
   }
 }
 
@@ -99,10 +91,10 @@ inline void load_scales(const std::byte* header, const std::byte* fields, F32 (&
 
 // P panels side by side: P streams of memory and P independent chains of arithmetic.
 template <DType D, int P>
-void gemv_panels(float* y, const std::byte* panel, int64_t panel_bytes, int64_t cols, const QuantisedTile& x) {
+[[gnu::flatten]] void gemv_panels(float* y, const std::byte* panel, int64_t panel_bytes, int64_t cols, const QuantisedTile& x) {
   using G = Geometry<D>;
   F32 sum[P];
-  for (int p = 0; p < P; ++p) sum[p] = f_zero();
+  repeat<P>([&](auto p) { sum[p] = f_zero(); });
   const int64_t supers = cols / (32 * G::kBlocksPerSuper);
   const std::byte* at = panel;
   int64_t block = 0;
@@ -112,28 +104,29 @@ void gemv_panels(float* y, const std::byte* panel, int64_t panel_bytes, int64_t 
     for (int b = 0; b < G::kBlocksPerSuper; ++b, ++block, at += G::kBlockBytes) {
       const int8_t* codes = x.codes + block * 32;
       const float x_scale = x.scales[block];
-      for (int p = 0; p < P; ++p) {
+      repeat<P>([&](auto p) {
         const std::byte* base = at + p * panel_bytes;
         U8 w[8];
         load_square<D>(base, w);
         F32 scale[2], minimum[2];
         load_scales<D>(header + p * panel_bytes, base + G::kCodeBytes, scale, minimum);
-        for (int g = 0; g < G::kGroups; ++g) {
+        repeat<G::kGroups>([&](auto g) {
           const int64_t group = block * G::kGroups + g;
           constexpr int kSteps = 8 / G::kGroups;
           I32 even = i_load1(x.start + group);
           I32 odd = i_zero();
-          for (int i = 0; i < kSteps; i += 2) {
-            even = i_dot(even, w[g * kSteps + i], u_repeat4(codes + 4 * (g * kSteps + i)));
-            odd = i_dot(odd, w[g * kSteps + i + 1], u_repeat4(codes + 4 * (g * kSteps + i + 1)));
-          }
+          repeat<kSteps / 2>([&](auto i) {
+            constexpr int kStep = g * kSteps + 2 * i;
+            even = i_dot(even, w[kStep], u_repeat4(codes + 4 * kStep));
+            odd = i_dot(odd, w[kStep + 1], u_repeat4(codes + 4 * kStep + 4));
+          });
           sum[p] = f_fma(f_from_i(i_add(even, odd)), f_mul(scale[g], f_set1(x_scale)), sum[p]);
           if constexpr (G::kMinimum) sum[p] = f_fma(minimum[g], f_set1(x.scaled_sums[group]), sum[p]);
-        }
-      }
+        });
+      });
     }
   }
-  for (int p = 0; p < P; ++p) f_store(y + 16 * p, sum[p]);
+  repeat<P>([&](auto p) { f_store(y + 16 * p, sum[p]); });
 }
 
 template <DType D>
@@ -144,7 +137,7 @@ void gemv(float* y, const std::byte* panel, int64_t panels, int64_t panel_bytes,
 }
 
 template <DType D>
-void widen(uint8_t* codes, float* scales, float* minimums, const std::byte* panel, int64_t cols) {
+[[gnu::flatten]] void widen(uint8_t* codes, float* scales, float* minimums, const std::byte* panel, int64_t cols) {
   using G = Geometry<D>;
   const int64_t supers = cols / (32 * G::kBlocksPerSuper);
   const std::byte* at = panel;
@@ -155,13 +148,14 @@ void widen(uint8_t* codes, float* scales, float* minimums, const std::byte* pane
     for (int b = 0; b < G::kBlocksPerSuper; ++b, at += G::kBlockBytes, codes += 512) {
       U8 w[8];
       load_square<D>(at, w);
-      for (int i = 0; i < 8; ++i) u_store(codes + 64 * i, w[i]);
+      repeat<8>([&](auto i) { u_store(codes + 64 * i, w[i]); });
       F32 scale[2], minimum[2];
       load_scales<D>(header, at + G::kCodeBytes, scale, minimum);
-      for (int g = 0; g < G::kGroups; ++g, ++group) {
+      repeat<G::kGroups>([&](auto g) {
         f_store(scales + 16 * group, scale[g]);
         if constexpr (G::kMinimum) f_store(minimums + 16 * group, minimum[g]);
-      }
+        ++group;
+      });
     }
   }
 }
@@ -211,46 +205,45 @@ inline void finish_tile_row(const OutputTile& out, int row, int panel, bool last
 
 // T rows against P panels. The float sums live in `accumulators` (L1), the integer ones in registers.
 template <int T, int P, int kGroups, bool kMinimum>
-void quantised_tile_of(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* accumulators) {
+[[gnu::flatten]] void quantised_tile_of(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* accumulators) {
   constexpr int kSteps = 8 / kGroups;
   const int64_t groups = w.cols / 32 * kGroups;
-  const uint8_t* codes[P];
-  for (int p = 0; p < P; ++p) codes[p] = w.codes + p * w.cols * 16;
-  for (int i = 0; i < P * T; ++i) f_store(accumulators + 16 * i, f_zero());
+  const int64_t panel_codes = w.cols * 16;
+  const uint8_t* codes = w.codes;
   const int8_t* x_codes = x.codes;
+  repeat<P * T>([&](auto i) { f_store(accumulators + 16 * i, f_zero()); });
   for (int64_t group = 0; group < groups; ++group) {
     I32 dot[P][T];
-    for (int t = 0; t < T; ++t) {
+    repeat<T>([&](auto t) {
       const I32 start = i_load1(x.start + group * T + t);
-      for (int p = 0; p < P; ++p) dot[p][t] = start;
-    }
-    for (int i = 0; i < kSteps; ++i) {
+      repeat<P>([&](auto p) { dot[p][t] = start; });
+    });
+    repeat<kSteps>([&](auto i) {
       U8 code[P];
-      for (int p = 0; p < P; ++p) {
-        code[p] = u_load(codes[p]);
-        codes[p] += 64;
-      }
-      for (int t = 0; t < T; ++t) {
-        const U8 x4 = u_repeat4(x_codes + 4 * t);
-        for (int p = 0; p < P; ++p) dot[p][t] = i_dot(dot[p][t], code[p], x4);
-      }
-      x_codes += 4 * T;
-    }
-    for (int p = 0; p < P; ++p) {
+      repeat<P>([&](auto p) { code[p] = u_load(codes + p * panel_codes + 64 * i); });
+      repeat<T>([&](auto t) {
+        const U8 x4 = u_repeat4(x_codes + 4 * (i * T + t));
+        repeat<P>([&](auto p) { dot[p][t] = i_dot(dot[p][t], code[p], x4); });
+      });
+    });
+    codes += 64 * kSteps;
+    x_codes += 4 * T * kSteps;
+    repeat<P>([&](auto p) {
       const F32 scale = f_load(w.scales + (p * groups + group) * 16);
-      F32 minimum;
+      F32 minimum = f_zero();
       if constexpr (kMinimum) minimum = f_load(w.minimums + (p * groups + group) * 16);
-      for (int t = 0; t < T; ++t) {
+      repeat<T>([&](auto t) {
         float* place = accumulators + 16 * (p * T + t);
         F32 sum = f_fma(f_from_i(dot[p][t]), f_mul(scale, f_set1(x.scales[group / kGroups * T + t])), f_load(place));
         if constexpr (kMinimum) sum = f_fma(minimum, f_set1(x.scaled_sums[group * T + t]), sum);
         f_store(place, sum);
-      }
-    }
+      });
+    });
+    compiler_barrier();
   }
-  for (int p = 0; p < P; ++p) {
-    for (int t = 0; t < T; ++t) finish_tile_row(out, t, p, p == P - 1, f_load(accumulators + 16 * (p * T + t)));
-  }
+  repeat<P>([&](auto p) {
+    repeat<T>([&](auto t) { finish_tile_row(out, t, p, p == P - 1, f_load(accumulators + 16 * (p * T + t))); });
+  });
 }
 
 // Calls action.template operator()<T, P>() for the tile sizes there are.
@@ -316,19 +309,17 @@ inline F32 load_float16_lanes(const std::byte* p) {
 }
 
 template <DType D, int T, int P>
-inline void float_tile_sums(F32 (&sum)[P][T], const std::byte* panel, int64_t cols, const float* x) {
+[[gnu::always_inline]] inline void float_tile_sums(F32 (&sum)[P][T], const std::byte* panel, int64_t cols, const float* x) {
   constexpr int kRowBytes = D == DType::kF32 ? 64 : 32;
-  for (int p = 0; p < P; ++p) {
-    for (int t = 0; t < T; ++t) sum[p][t] = f_zero();
-  }
+  repeat<P>([&](auto p) { repeat<T>([&](auto t) { sum[p][t] = f_zero(); }); });
   const int64_t panel_bytes = cols * kRowBytes;
   for (int64_t k = 0; k < cols; ++k) {
     F32 w[P];
-    for (int p = 0; p < P; ++p) w[p] = load_float16_lanes<D>(panel + p * panel_bytes + k * kRowBytes);
-    for (int t = 0; t < T; ++t) {
+    repeat<P>([&](auto p) { w[p] = load_float16_lanes<D>(panel + p * panel_bytes + k * kRowBytes); });
+    repeat<T>([&](auto t) {
       const F32 value = f_set1(x[k * T + t]);
-      for (int p = 0; p < P; ++p) sum[p][t] = f_fma(w[p], value, sum[p][t]);
-    }
+      repeat<P>([&](auto p) { sum[p][t] = f_fma(w[p], value, sum[p][t]); });
+    });
   }
 }
 
@@ -343,10 +334,10 @@ void for_float(DType dtype, const Action& action) {
 }
 
 template <DType D, int P>
-void float_gemv_panels(float* y, const std::byte* panel, int64_t cols, const float* x) {
+[[gnu::flatten]] void float_gemv_panels(float* y, const std::byte* panel, int64_t cols, const float* x) {
   F32 sum[P][1];
   float_tile_sums<D, 1, P>(sum, panel, cols, x);
-  for (int p = 0; p < P; ++p) f_store(y + 16 * p, sum[p][0]);
+  repeat<P>([&](auto p) { f_store(y + 16 * p, sum[p][0]); });
 }
 
 void float_gemv(float* y, const std::byte* panel, int64_t panels, DType dtype, int64_t cols, const float* x) {
@@ -359,15 +350,18 @@ void float_gemv(float* y, const std::byte* panel, int64_t panels, DType dtype, i
   });
 }
 
+template <DType D, int T, int P>
+[[gnu::flatten]] void float_tile_of(const OutputTile& out, const std::byte* panel, int64_t cols, const float* x) {
+  F32 sum[P][T];
+  float_tile_sums<D, T, P>(sum, panel, cols, x);
+  repeat<P>([&](auto p) {
+    repeat<T>([&](auto t) { finish_tile_row(out, t, p, p == P - 1, sum[p][t]); });
+  });
+}
+
 void float_tile(const OutputTile& out, const std::byte* panel, int panels, DType dtype, int64_t cols, const float* x,
                 int rows) {
   for_float(dtype, [&]<DType D>() {
-    for_tile(rows, panels, [&]<int T, int P>() {
-      F32 sum[P][T];
-      float_tile_sums<D, T, P>(sum, panel, cols, x);
-      for (int p = 0; p < P; ++p) {
-        for (int t = 0; t < T; ++t) finish_tile_row(out, t, p, p == P - 1, sum[p][t]);
-      }
-    });
+    for_tile(rows, panels, [&]<int T, int P>() { float_tile_of<D, T, P>(out, panel, cols, x); });
   });
 }

@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "backend/cpu/kernels/kernels.h"
 #include "tensor/float16.h"
