@@ -144,6 +144,7 @@ TEST(StateFile, F65RefusesForgedHeadersWithAReason) {
   expect_refused(forged(good, 24, uint64_t{0}), "header bytes at byte 24: is 0");
   expect_refused(forged(good, 12, uint32_t{3}), "the sections end here, but the header says");
   expect_refused(forged(good, 12, uint32_t{5}), "section count at byte 12: is 5, but the header has room for at most 4");
+  expect_refused(forged(good + "more", 16, uint64_t{good.size() + 4}), "the sections end here, but the file has");
   expect_refused(forged(good, 12, ~uint32_t{0}), "section count at byte 12: is 4294967295");
   expect_refused(forged(good, 32, ~uint64_t{0}), "token count at byte 32");
 }
