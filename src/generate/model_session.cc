@@ -123,8 +123,13 @@ void ModelSession::count_decoded(double seconds, double sharing) {
   const Model& model = *runtime_->model;
   counters_.generated_tokens += 1;
   counters_.generate_seconds += seconds;
-  counters_.generate_bytes +=
-      model.weight_bytes_read_per_token() / sharing + model.state_bytes_read_per_token(tokens(), runtime_->state);
+  // Asking every layer costs an allocation: once a page is often enough.
+  const int64_t page = tokens() / kPageRows;
+  if (page != counted_page_) {
+    counted_page_ = page;
+    state_bytes_read_ = model.state_bytes_read_per_token(tokens(), runtime_->state);
+  }
+  counters_.generate_bytes += model.weight_bytes_read_per_token() / sharing + state_bytes_read_;
 }
 
 Result<void> ModelSession::decode(int32_t id) {

@@ -60,6 +60,8 @@ class ModelSession final : public Session {
   std::vector<int32_t> ids_;      // capacity for the whole context up to a bound, see create()
   std::vector<float> logits_;     // [vocabulary]
   SessionCounters counters_;
+  int64_t counted_page_ = -1;     // tokens() / kPageRows when state_bytes_read_ was asked for
+  double state_bytes_read_ = 0;   // of one more token
 };
 
 }  // namespace quipu

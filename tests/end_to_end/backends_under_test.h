@@ -1,4 +1,4 @@
-// Every back end this machine can run, exact activations: what end-to-end tests walk.
+// Every back end this machine can run: what end-to-end tests walk.
 #pragma once
 
 #include <functional>
@@ -17,6 +17,6 @@ struct NamedBackend {
 };
 
 // The reference first, then the CPU back end at each instruction set from the lowest.
-std::vector<NamedBackend> backends_under_test();
+std::vector<NamedBackend> backends_under_test(Activations activations = Activations::kExact);
 
 }  // namespace quipu

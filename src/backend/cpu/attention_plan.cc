@@ -61,8 +61,8 @@ void AttentionPlan::make_blocks(std::span<const AttendSlice> slices) {
       }
     }
   }
-  // The longest first, so that threads finish together.
-  std::stable_sort(blocks_.begin(), blocks_.end(), [](const Block& a, const Block& b) {
+  // The longest first, so that threads finish together. Not stable_sort: it allocates, and the order of equals is free.
+  std::sort(blocks_.begin(), blocks_.end(), [](const Block& a, const Block& b) {
     return a.page_end - a.page_begin > b.page_end - b.page_begin;
   });
 }
