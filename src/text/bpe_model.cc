@@ -16,7 +16,6 @@ namespace quipu {
 namespace {
 
 constexpr uint32_t kNoRank = MergeQueue::kNoRank;
-constexpr uint32_t kNoSymbol = 0xffffffffu;
 constexpr size_t kScanSymbols = 40;         // up to here a scan for the lowest rank beats a queue
 constexpr size_t kCacheSlots = 1 << 13;
 constexpr size_t kCacheAfterBytes = 4096;   // a call that has seen less text needs no cache
@@ -46,15 +45,19 @@ const PairTable::Merge* PairTable::find(int32_t left, int32_t right) const {
   return nullptr;
 }
 
+// A piece of the word at hand: bytes begin .. begin of the next one. One struct, not six arrays: merging a long word
+// jumps about in memory, and this way a jump costs one cache line.
+struct Symbol {
+  int32_t id = -1;
+  uint32_t begin = 0;
+  uint32_t rank = kNoRank;   // of the pair with the next symbol; kNoRank when they cannot merge
+  int32_t merged = -1;       // the token that pair becomes
+  uint32_t next = 0, previous = 0;
+};
+
 struct BpeScratch::State {
-  // The symbols of the word at hand. Symbol i covers bytes begin[i] .. begin[next symbol] of it.
-  std::vector<int32_t> id;
-  std::vector<uint32_t> begin;   // [symbols + 1]
-  std::vector<uint32_t> rank;    // of the pair (i, next); kNoRank when it cannot merge
-  std::vector<int32_t> merged;   // the token that pair becomes
-  std::vector<uint32_t> next, previous;
+  std::vector<Symbol> symbols;   // ends with one that only marks the end of the word
   MergeQueue queue;
-  std::vector<int32_t> pending;
 
   struct Cached {
     uint64_t hash = 0;
@@ -73,13 +76,11 @@ BpeScratch::~BpeScratch() = default;
 template <class Pairer>
 class MergeRun {
  public:
-  MergeRun(BpeScratch& scratch, std::string_view word, const Pairer& pairer) : s_(*scratch.state_), word_(word), pairer_(pairer) {}
+  MergeRun(BpeScratch& scratch, std::string_view word, const Pairer& pairer)
+      : symbols_(scratch.state_->symbols), queue_(scratch.state_->queue), word_(word), pairer_(pairer) {}
 
   void run() {
-    const size_t symbols = s_.id.size();
-    s_.rank.assign(symbols, kNoRank);
-    s_.merged.resize(symbols);
-    if (symbols <= kScanSymbols) {
+    if (symbols_.size() <= kScanSymbols) {
       scan();
     } else {
       queue();
@@ -87,83 +88,73 @@ class MergeRun {
   }
 
  private:
-  void rate(size_t left, size_t right, size_t end) {
-    const std::string_view joined = word_.substr(s_.begin[left], end - s_.begin[left]);
-    if (!pairer_(s_.rank[left], s_.merged[left], s_.id[left], s_.id[right], joined)) s_.rank[left] = kNoRank;
+  void rate(Symbol& left, const Symbol& right, size_t end) {
+    const std::string_view joined = word_.substr(left.begin, end - left.begin);
+    if (!pairer_(left.rank, left.merged, left.id, right.id, joined)) left.rank = kNoRank;
   }
 
-  // Few symbols: dense arrays, lowest rank by scanning, merged symbols closed up.
+  // Few symbols: lowest rank by scanning, merged symbols closed up.
   void scan() {
-    size_t n = s_.id.size();
-    for (size_t i = 0; i + 1 < n; ++i) rate(i, i + 1, s_.begin[i + 2]);
+    size_t n = symbols_.size() - 1;
+    for (size_t i = 0; i + 1 < n; ++i) rate(symbols_[i], symbols_[i + 1], symbols_[i + 2].begin);
     while (n > 1) {
       size_t best = 0;
       for (size_t i = 1; i + 1 < n; ++i) {
-        if (s_.rank[i] < s_.rank[best]) best = i;
+        if (symbols_[i].rank < symbols_[best].rank) best = i;
       }
-      if (s_.rank[best] == kNoRank) break;
-      s_.id[best] = s_.merged[best];
-      for (size_t i = best + 1; i + 1 < n; ++i) {
-        s_.id[i] = s_.id[i + 1];
-        s_.begin[i] = s_.begin[i + 1];
-        s_.rank[i] = s_.rank[i + 1];
-        s_.merged[i] = s_.merged[i + 1];
-      }
-      s_.begin[n - 1] = s_.begin[n];
+      if (symbols_[best].rank == kNoRank) break;
+      symbols_[best].id = symbols_[best].merged;
+      symbols_.erase(symbols_.begin() + static_cast<ptrdiff_t>(best) + 1);
       --n;
-      s_.rank[n - 1] = kNoRank;
-      if (best + 1 < n) rate(best, best + 1, s_.begin[best + 2]);
-      if (best > 0) rate(best - 1, best, s_.begin[best + 1]);
+      symbols_[best].rank = kNoRank;
+      if (best + 1 < n) rate(symbols_[best], symbols_[best + 1], symbols_[best + 2].begin);
+      if (best > 0) rate(symbols_[best - 1], symbols_[best], symbols_[best + 1].begin);
     }
-    s_.id.resize(n);
   }
-
-  size_t end_of(uint32_t symbol) const { return s_.next[symbol] == kNoSymbol ? word_.size() : s_.begin[s_.next[symbol]]; }
 
   // Many symbols: a linked list and a queue of ranked places. An entry is stale unless the place still has its rank.
+  // The end mark is the last in the list.
   void queue() {
-    const auto n = static_cast<uint32_t>(s_.id.size());
-    s_.next.resize(n);
-    s_.previous.resize(n);
-    for (uint32_t i = 0; i < n; ++i) {
-      s_.next[i] = i + 1 < n ? i + 1 : kNoSymbol;
-      s_.previous[i] = i > 0 ? i - 1 : kNoSymbol;
+    const auto end = static_cast<uint32_t>(symbols_.size() - 1);
+    for (uint32_t i = 0; i <= end; ++i) {
+      symbols_[i].next = i + 1;
+      symbols_[i].previous = i - 1;
     }
-    for (uint32_t i = 0; i + 1 < n; ++i) rate(i, i + 1, s_.begin[i + 2]);
-    s_.queue.start(s_.rank);
+    for (uint32_t i = 0; i + 1 < end; ++i) rate(symbols_[i], symbols_[i + 1], symbols_[i + 2].begin);
+    queue_.start(end, [this](uint32_t place) { return symbols_[place].rank; });
     uint32_t rank = 0, place = 0;
-    while (s_.queue.pop(rank, place)) {
-      if (s_.rank[place] != rank) continue;
-      join(place);
-      if (s_.previous[place] != kNoSymbol) requeue(s_.previous[place]);
-      requeue(place);
+    while (queue_.pop(rank, place)) {
+      const auto* soon = reinterpret_cast<const char*>(&symbols_[queue_.upcoming()]);
+      __builtin_prefetch(soon - 64);   // a word's symbols lie far apart in rank order, their neighbours beside them
+      __builtin_prefetch(soon);
+      __builtin_prefetch(soon + 64);
+      if (symbols_[place].rank != rank) continue;
+      Symbol& left = symbols_[place];
+      Symbol& gone = symbols_[left.next];
+      left.id = left.merged;
+      left.next = gone.next;
+      gone.rank = kNoRank;
+      symbols_[left.next].previous = place;
+      if (place > 0) requeue(left.previous, end);
+      requeue(place, end);
     }
     size_t kept = 0;
-    for (uint32_t i = 0; i != kNoSymbol; i = s_.next[i]) {
-      s_.begin[kept] = s_.begin[i];
-      s_.id[kept++] = s_.id[i];
-    }
-    s_.begin[kept] = static_cast<uint32_t>(word_.size());
-    s_.id.resize(kept);
+    for (uint32_t i = 0; i != end; i = symbols_[i].next) symbols_[kept++] = symbols_[i];
+    symbols_[kept++] = symbols_[end];
+    symbols_.resize(kept);
   }
 
-  void join(uint32_t place) {
-    const uint32_t gone = s_.next[place];
-    s_.id[place] = s_.merged[place];
-    s_.next[place] = s_.next[gone];
-    if (s_.next[gone] != kNoSymbol) s_.previous[s_.next[gone]] = place;
-    s_.rank[gone] = kNoRank;
+  void requeue(uint32_t place, uint32_t end) {
+    Symbol& left = symbols_[place];
+    left.rank = kNoRank;
+    if (left.next == end) return;
+    const Symbol& right = symbols_[left.next];
+    rate(left, right, symbols_[right.next].begin);
+    if (left.rank != kNoRank) queue_.push(left.rank, place);
   }
 
-  void requeue(uint32_t place) {
-    const uint32_t right = s_.next[place];
-    s_.rank[place] = kNoRank;
-    if (right == kNoSymbol) return;
-    rate(place, right, end_of(right));
-    if (s_.rank[place] != kNoRank) s_.queue.push(s_.rank[place], place);
-  }
-
-  BpeScratch::State& s_;
+  std::vector<Symbol>& symbols_;
+  MergeQueue& queue_;
   std::string_view word_;
   const Pairer& pairer_;
 };
@@ -292,10 +283,10 @@ Result<void> BpeModel::encode_word(std::vector<int32_t>& out, std::string_view w
 }
 
 // Fills scratch with the first symbols of `word`: id -1 stands for an unknown character.
-Result<void> BpeModel::load_symbols(std::string_view word, BpeScratch& scratch) const {
-  BpeScratch::State& s = *scratch.state_;
-  s.id.clear();
-  s.begin.clear();
+void BpeModel::load_symbols(std::string_view word, BpeScratch& scratch) const {
+  std::vector<Symbol>& symbols = scratch.state_->symbols;
+  symbols.clear();
+  symbols.reserve(config_.byte_level ? word.size() + 1 : 0);
   for (size_t at = 0; at < word.size();) {
     const size_t length = config_.byte_level ? 1 : character_bytes(word.substr(at));
     const auto byte = static_cast<unsigned char>(word[at]);
@@ -307,37 +298,23 @@ Result<void> BpeModel::load_symbols(std::string_view word, BpeScratch& scratch) 
     }
     if (by_bytes) {
       for (size_t i = at; i < at + length; ++i) {
-        s.id.push_back(config_.byte_ids[static_cast<unsigned char>(word[i])]);
-        s.begin.push_back(static_cast<uint32_t>(i));
+        symbols.push_back({.id = config_.byte_ids[static_cast<unsigned char>(word[i])], .begin = static_cast<uint32_t>(i)});
       }
-    } else if (id >= 0 || config_.by_score || (!config_.byte_level && config_.unknown_id >= 0)) {
-      s.id.push_back(id);
-      s.begin.push_back(static_cast<uint32_t>(at));
+    } else if (id >= 0 || config_.by_score) {
+      symbols.push_back({.id = id, .begin = static_cast<uint32_t>(at)});
+    } else if (!config_.byte_level && config_.unknown_id >= 0) {
+      // The unknown token takes part in merging; neighbouring ones are one symbol when fused.
+      const bool fuses = config_.fuse_unknown && !symbols.empty() && symbols.back().id == config_.unknown_id;
+      if (!fuses) symbols.push_back({.id = config_.unknown_id, .begin = static_cast<uint32_t>(at)});
     }
     at += length;
   }
-  s.begin.push_back(static_cast<uint32_t>(word.size()));
-  return {};
+  symbols.push_back({.begin = static_cast<uint32_t>(word.size())});
 }
 
 Result<void> BpeModel::merge_word(std::vector<int32_t>& out, std::string_view word, BpeScratch& scratch) const {
-  RETURN_IF_ERROR(load_symbols(word, scratch));
-  BpeScratch::State& s = *scratch.state_;
+  load_symbols(word, scratch);
   if (!config_.by_score) {
-    // An unknown character is its unknown token before merging starts; fused ones are one symbol.
-    if (!config_.byte_level) {
-      size_t kept = 0;
-      for (size_t i = 0; i < s.id.size(); ++i) {
-        if (s.id[i] < 0 && config_.fuse_unknown && i > 0 && s.id[i - 1] < 0) continue;
-        s.begin[kept] = s.begin[i];
-        s.id[kept++] = s.id[i];
-      }
-      s.begin[kept] = s.begin[s.id.size()];
-      s.id.resize(kept);
-      for (int32_t& id : s.id) {
-        if (id < 0) id = config_.unknown_id;
-      }
-    }
     const auto by_merges = [this](uint32_t& rank, int32_t& merged, int32_t left, int32_t right, std::string_view) {
       const PairTable::Merge* merge = merges_.find(left, right);
       if (merge == nullptr) return false;
@@ -346,7 +323,8 @@ Result<void> BpeModel::merge_word(std::vector<int32_t>& out, std::string_view wo
       return true;
     };
     MergeRun<decltype(by_merges)>(scratch, word, by_merges).run();
-    out.insert(out.end(), s.id.begin(), s.id.end());
+    const std::vector<Symbol>& symbols = scratch.state_->symbols;
+    for (size_t i = 0; i + 1 < symbols.size(); ++i) out.push_back(symbols[i].id);
     return {};
   }
   const auto by_score = [this](uint32_t& rank, int32_t& merged, int32_t, int32_t, std::string_view joined) {
@@ -362,15 +340,15 @@ Result<void> BpeModel::merge_word(std::vector<int32_t>& out, std::string_view wo
 
 // Score merging joins texts, so unknown characters stay open until the end: here they become bytes or the unknown token.
 Result<void> BpeModel::express_scored(std::vector<int32_t>& out, std::string_view word, BpeScratch& scratch) const {
-  const BpeScratch::State& s = *scratch.state_;
+  const std::vector<Symbol>& symbols = scratch.state_->symbols;
   bool after_unknown = false;
-  for (size_t i = 0; i < s.id.size(); ++i) {
-    if (s.id[i] >= 0) {
-      out.push_back(s.id[i]);
+  for (size_t i = 0; i + 1 < symbols.size(); ++i) {
+    if (symbols[i].id >= 0) {
+      out.push_back(symbols[i].id);
       after_unknown = false;
       continue;
     }
-    const std::string_view character = word.substr(s.begin[i], s.begin[i + 1] - s.begin[i]);
+    const std::string_view character = word.substr(symbols[i].begin, symbols[i + 1].begin - symbols[i].begin);
     bool by_bytes = config_.byte_fallback;
     for (char c : character) by_bytes = by_bytes && config_.byte_ids[static_cast<unsigned char>(c)] >= 0;
     if (by_bytes) {

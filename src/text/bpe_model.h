@@ -88,7 +88,7 @@ class BpeModel {
   Result<void> encode_word(std::vector<int32_t>& out, std::string_view word, BpeScratch& scratch) const;
   Result<void> merge_word(std::vector<int32_t>& out, std::string_view word, BpeScratch& scratch) const;
   Result<void> express_scored(std::vector<int32_t>& out, std::string_view word, BpeScratch& scratch) const;
-  Result<void> load_symbols(std::string_view word, BpeScratch& scratch) const;
+  void load_symbols(std::string_view word, BpeScratch& scratch) const;
   bool may_cut(std::string_view text, size_t at) const;
   void find_inner_pairs(const std::vector<std::string_view>& tokens, const std::vector<bool>& producible);
 

@@ -17,29 +17,22 @@ class MergeQueue {
  public:
   static constexpr uint32_t kNoRank = 0xffffffffu;
 
-  // Empties the queue and fills it with every place i whose ranks[i] is not kNoRank.
-  void start(const std::vector<uint32_t>& ranks) {
+  // Empties the queue and fills it with every place 0 .. places-1 whose rank_of(place) is not kNoRank.
+  template <class RankOf>
+  void start(uint32_t places, const RankOf& rank_of) {
     heap_.clear();
-    bucketed_ = ranks.size() > kHeapPlaces;
+    bucketed_ = places > kHeapPlaces;
     if (!bucketed_) {
-      for (uint32_t place = 0; place < ranks.size(); ++place) {
-        if (ranks[place] != kNoRank) heap_.push_back(key_of(ranks[place], place));
+      for (uint32_t place = 0; place < places; ++place) {
+        if (rank_of(place) != kNoRank) heap_.push_back(key_of(rank_of(place), place));
       }
       std::make_heap(heap_.begin(), heap_.end(), std::greater<>());
       return;
     }
     buckets_.clear();
     for (auto& level : levels_) level.clear();
-    std::vector<uint32_t> counts;
-    for (uint32_t rank : ranks) {
-      if (rank == kNoRank) continue;
-      if (rank >= counts.size()) counts.resize(rank + 1);
-      ++counts[rank];
-    }
-    buckets_.resize(counts.size());
-    for (size_t rank = 0; rank < counts.size(); ++rank) buckets_[rank].places.reserve(counts[rank]);
-    for (uint32_t place = 0; place < ranks.size(); ++place) {
-      if (ranks[place] != kNoRank) push(ranks[place], place);
+    for (uint32_t place = 0; place < places; ++place) {
+      if (rank_of(place) != kNoRank) push(rank_of(place), place);
     }
   }
 
@@ -70,6 +63,7 @@ class MergeQueue {
     if (!lowest(rank)) return false;
     Bucket& bucket = buckets_[rank];
     place = bucket.take();
+    upcoming_ = !bucket.heaped && bucket.head + kAhead < bucket.places.size() ? bucket.places[bucket.head + kAhead] : place;
     if (bucket.empty()) {
       bucket = Bucket();   // gives the memory back: a used rank seldom returns
       unmark(rank);
@@ -77,7 +71,11 @@ class MergeQueue {
     return true;
   }
 
+  // A place that pop() is likely to give soon: worth a prefetch.
+  uint32_t upcoming() const { return upcoming_; }
+
  private:
+  static constexpr size_t kAhead = 12;
   static constexpr size_t kHeapPlaces = 1 << 16;   // up to here the heap stays in the cache
   static uint64_t key_of(uint32_t rank, uint32_t place) { return static_cast<uint64_t>(rank) << 32 | place; }
 
@@ -133,6 +131,7 @@ class MergeQueue {
 
   static constexpr int kLevels = 4;   // 64^4 ranks before the top level is scanned
   bool bucketed_ = false;
+  uint32_t upcoming_ = 0;
   std::vector<uint64_t> heap_;
   std::vector<Bucket> buckets_;   // [ranks]
   std::vector<uint64_t> levels_[kLevels];

@@ -2,6 +2,8 @@
 
 #include <utf8proc.h>
 
+#include <algorithm>
+#include <bitset>
 #include <cstdlib>
 #include <memory>
 
@@ -40,33 +42,52 @@ Result<void> append_normal_form(std::string& out, std::string_view text, Form fo
   return {};
 }
 
-// Only stretches that can change are handed to utf8proc: characters above ASCII (for NFC, from U+0300 on, since no
-// character below composes with its left neighbour), each stretch with the one character before it.
+// Characters that no normal form changes or joins to the character on their left. Checked with the tables of utf8proc;
+// nearly all ideographs and letters are, so that plain text is only copied.
+bool is_stable(char32_t c, bool compatible) {
+  if (c < 0x80) return true;
+  if ((c >= 0x1160 && c <= 0x11ff) || (c >= 0xd7b0 && c <= 0xd7ff)) return false;   // Hangul vowels and finals join
+  const utf8proc_property_t* property = utf8proc_get_property(static_cast<utf8proc_int32_t>(c));
+  const bool second_of_pair = property->comb_index != UINT16_MAX && (property->comb_index & 0x8000) != 0;
+  const bool syllable = c >= 0xac00 && c <= 0xd7a3;
+  return property->combining_class == 0 && !second_of_pair && (compatible || !syllable) && property->decomp_seqindex == UINT16_MAX;
+}
+
+class StableCharacters {
+ public:
+  // composed: for NFC and NFKC, where a Hangul syllable stays.
+  explicit StableCharacters(bool composed) : composed_(composed) {
+    for (char32_t c = 0; c < 0x10000; ++c) low_[c] = is_stable(c, composed);
+  }
+  bool contains(char32_t c) const { return c < 0x10000 ? low_[c] : is_stable(c, composed_); }
+
+ private:
+  bool composed_;
+  std::bitset<0x10000> low_;
+};
+
+// Hands utf8proc only stretches of characters that may change, each with the stable one before it.
 Result<std::string> to_normal_form(std::string_view text, Form form) {
-  const unsigned char first_changing = form == Form::kNfc ? 0xcc : 0x80;   // lead byte of U+0300
+  static const StableCharacters composed(true), decomposed(false);
+  const StableCharacters& stable = form == Form::kNfc || form == Form::kNfkc ? composed : decomposed;
   std::string out;
   out.reserve(text.size());
-  size_t at = 0;
-  while (at < text.size()) {
-    size_t begin = at;
-    while (begin < text.size() && static_cast<unsigned char>(text[begin]) < first_changing) ++begin;
-    if (begin == text.size()) break;
-    size_t base = begin;
-    if (base > at) {
-      do --base;
-      while (base > at && (static_cast<unsigned char>(text[base]) & 0xc0) == 0x80);
+  size_t copied = 0, base = 0;   // base: the last stable character before `at`
+  for (size_t at = 0; at < text.size();) {
+    const std::string_view rest = text.substr(at);
+    if (static_cast<unsigned char>(rest[0]) < 0x80 || stable.contains(utf8_code_point(rest))) {
+      base = at;
+      at += static_cast<unsigned char>(rest[0]) < 0x80 ? 1 : utf8_sequence_length(rest);
+      continue;
     }
-    out.append(text, at, base - at);
-    size_t end = begin;
-    while (end < text.size() && static_cast<unsigned char>(text[end]) >= 0x80) {
-      const auto lead = static_cast<unsigned char>(text[end]);
-      if (lead >= 0xc0 && lead < first_changing) break;
-      ++end;
-    }
+    size_t end = at;
+    while (end < text.size() && !stable.contains(utf8_code_point(text.substr(end)))) end += utf8_sequence_length(text.substr(end));
+    base = std::max(base, copied);
+    out.append(text, copied, base - copied);
     RETURN_IF_ERROR(append_normal_form(out, text.substr(base, end - base), form));
-    at = end;
+    copied = base = at = end;
   }
-  out.append(text, at, text.size() - at);
+  out.append(text, copied, text.size() - copied);
   return out;
 }
 

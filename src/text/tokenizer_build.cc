@@ -1,6 +1,6 @@
 #include "text/tokenizer_build.h"
 
-#include <cmath>
+#include <algorithm>
 #include <optional>
 
 #include <xxhash.h>
@@ -94,6 +94,9 @@ Result<BpeModel> build_bpe(BpeSource source) {
   config.byte_ids.fill(-1);
   if (!config.byte_level) {
     if (config.byte_fallback) config.byte_ids = byte_token_ids(written);
+    // Where a character can be left out, its neighbours meet and may merge.
+    const bool leaves_out = config.unknown_id < 0 && std::count(config.byte_ids.begin(), config.byte_ids.end(), -1) > 0;
+    if (leaves_out && !config.by_score) config.cut_words = false;
     return BpeModel(config, source.tokens, source.producible, std::move(merges), source.scores);
   }
   // Byte level: keep the bytes that tokens spell; a token outside the alphabet can only be an added one.
