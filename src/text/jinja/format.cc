@@ -64,9 +64,11 @@ std::string group(const std::string& digits) {
 std::string format_integer(Int value, const Spec& spec) {
   unsigned __int128 rest = value < 0 ? -static_cast<unsigned __int128>(value) : static_cast<unsigned __int128>(value);
   const unsigned base = spec.type == 'x' || spec.type == 'X' ? 16 : spec.type == 'o' ? 8 : spec.type == 'b' ? 2 : 10;
+  // Not indexed as a literal: g++ 12 with -fsanitize=bounds takes the wrong character from (c ? "..." : "...")[i].
+  const std::string_view alphabet = spec.type == 'X' ? "0123456789ABCDEF" : "0123456789abcdef";
   std::string digits;
   do {
-    digits.insert(digits.begin(), (spec.type == 'X' ? "0123456789ABCDEF" : "0123456789abcdef")[static_cast<unsigned>(rest % base)]);
+    digits.insert(digits.begin(), alphabet[static_cast<size_t>(rest % base)]);
     rest /= base;
   } while (rest != 0);
   if (spec.alternate && base != 10) digits = std::string{'0', spec.type} + digits;
