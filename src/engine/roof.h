@@ -11,7 +11,8 @@ struct MemoryRoof {
   int threads = 0;
 };
 
-// Reads a buffer far larger than the caches, several times; takes about `seconds`.
+// Reads a buffer that is in no cache, several times; takes about `seconds`, and 128 MB while it runs (512 MB on machines
+// other than x86-64).
 MemoryRoof measure_memory_roof(int threads, double seconds = 0.5);
 
 }  // namespace quipu
