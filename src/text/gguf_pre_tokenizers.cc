@@ -33,7 +33,7 @@ const std::vector<GgufPreTokenizer>& gguf_pre_tokenizers() {
       {.names = {"glm4"}, .patterns = {kLlama3}, .ignore_merges = true},
       {.names = {"qwen2"}, .patterns = {kQwen2}, .nfc = true},
       {.names = {"stablelm2", "hunyuan", "deepseek-r1-qwen"}, .patterns = {kQwen2}},
-      {.names = {"qwen35"}, .patterns = {kQwen35}, .nfc = true},
+      {.names = {"qwen35"}, .patterns = {kQwen35}},
       {.names = {"deepseek-v3", "hunyuan-dense"},
        .patterns = {R"(\p{N}{1,3})", "[一-龥\u3040-ゟ゠-ヿ]+", kDeepseekV3Words}},
       {.names = {"deepseek-coder"}, .patterns = {R"([\r\n])", R"(\s?\p{L}+)", R"(\s?\p{P}+)", "[一-龥ࠀ-一가-\ud7ff]+", kDigit}},
