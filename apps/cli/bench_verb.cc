@@ -105,10 +105,8 @@ Result<double> repetition(DepthSession& at, const Measurement& m) {
     RETURN_IF_ERROR(session.feed(ids, {}, interrupt_flag()));
     return static_cast<double>(m.prompt) / (monotonic_seconds() - start);
   }
-  // The first token is drawn from logits, which a cut does not bring back: cut one token further and feed that one.
-  const int64_t depth = std::max<int64_t>(m.depth, 1);
-  RETURN_IF_ERROR(at.go_to(depth - 1));
-  RETURN_IF_ERROR(at.go_to(depth));
+  // The first token is drawn from logits: an empty context gets one token.
+  RETURN_IF_ERROR(at.go_to(std::max<int64_t>(m.depth, 1)));
   GenerateOptions options;
   options.sampling.temperature = 0;
   options.max_tokens = m.generate;

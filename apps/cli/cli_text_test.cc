@@ -25,6 +25,7 @@ TEST(HumanText, BytesChangeUnitBeforeRoundingWould) {
 TEST(HumanText, CountsAndDurations) {
   EXPECT_EQ(human_count(134515008), "134.5 M");
   EXPECT_EQ(human_count(999999), "1.0 M");
+  EXPECT_EQ(human_operations(1.4e9), "1.4 GFLOP");
   EXPECT_EQ(grouped_count(1048576), "1,048,576");
   EXPECT_EQ(grouped_count(999), "999");
   EXPECT_EQ(grouped_count(-1234), "-1,234");

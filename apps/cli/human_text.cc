@@ -33,15 +33,22 @@ std::string human_bytes(double bytes) {
   return text_f("%.1f %s", bytes, kUnits[unit]);
 }
 
-std::string human_count(double count) {
-  static constexpr std::array<const char*, 5> kUnits = {"", " k", " M", " B", " T"};
+namespace {
+
+// In thousands: `units` of growing size, the first for numbers below 1000.
+std::string in_thousands(double count, const std::array<const char*, 5>& units) {
   size_t unit = 0;
-  while (unit + 1 < kUnits.size() && count >= (unit == 0 ? 1000.0 : 999.95)) {
+  while (unit + 1 < units.size() && count >= (unit == 0 ? 1000.0 : 999.95)) {
     count /= 1000.0;
     ++unit;
   }
-  return unit == 0 ? text_f("%.0f", count) : text_f("%.1f%s", count, kUnits[unit]);
+  return unit == 0 ? text_f("%.0f%s", count, units[0]) : text_f("%.1f%s", count, units[unit]);
 }
+
+}  // namespace
+
+std::string human_count(double count) { return in_thousands(count, {"", " k", " M", " B", " T"}); }
+std::string human_operations(double count) { return in_thousands(count, {" FLOP", " kFLOP", " MFLOP", " GFLOP", " TFLOP"}); }
 
 std::string grouped_count(int64_t count) {
   const std::string digits = std::to_string(count);

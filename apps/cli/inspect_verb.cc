@@ -113,7 +113,7 @@ std::string cost_table(const std::vector<ContextCost>& costs, const ModelFacts& 
     beyond = beyond || over;
     rows.push_back({human_tokens(cost.tokens) + (over ? " *" : ""), human_bytes(static_cast<double>(cost.state_bytes)),
                     human_bytes(static_cast<double>(cost.state_bytes + facts.weight_bytes)),
-                    human_bytes(cost.bytes_read_per_token), human_count(cost.flops_per_token) + "FLOP"});
+                    human_bytes(cost.bytes_read_per_token), human_operations(cost.flops_per_token)});
   }
   return "what N tokens of context cost\n" + aligned_table(rows, {false, true, true, true, true}) +
          (beyond ? "* longer than the model was trained for\n" : "");

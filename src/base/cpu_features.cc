@@ -94,7 +94,9 @@ Isa best_isa() {
 Result<Isa> chosen_isa() {
   const char* wanted = std::getenv("QUIPU_ISA");
   if (wanted == nullptr || *wanted == '\0') return best_isa();
-  ASSIGN_OR_RETURN(const Isa isa, isa_from_name(wanted));
+  const Result<Isa> named = isa_from_name(wanted);
+  if (!named.ok()) return usage_error("QUIPU_ISA: " + named.error().message);
+  const Isa isa = *named;
   if (isa > best_isa()) {
     return usage_error("QUIPU_ISA=" + std::string(wanted) + ", but this machine's best is " +
                        std::string(isa_name(best_isa())));
