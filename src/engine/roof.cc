@@ -10,6 +10,7 @@
 #include "tensor/buffer.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
 #include <immintrin.h>
 #define QUIPU_X86 1
 #endif
@@ -76,10 +77,27 @@ __attribute__((target("avx512f"))) uint64_t sum_streams_avx512(const uint64_t* d
 }
 #endif
 
+#ifdef QUIPU_X86
+// clflush waits for each line, clflushopt does not: 40 times faster, and a person waits for this after every answer.
+__attribute__((target("clflushopt"))) void flush_unordered(const uint64_t* data, int64_t words) {
+  for (int64_t i = 0; i < words; i += kWordsPerLine) _mm_clflushopt(const_cast<uint64_t*>(data + i));
+}
+
+bool has_clflushopt() {
+  constexpr unsigned kFeatures = 7, kClflushoptBit = 23;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(kFeatures, 0, &a, &b, &c, &d) != 0 && ((b >> kClflushoptBit) & 1) != 0;
+}
+#endif
+
 // Takes `words` words out of every cache.
 void flush(const uint64_t* data, int64_t words) {
 #ifdef QUIPU_X86
-  for (int64_t i = 0; i < words; i += kWordsPerLine) _mm_clflush(data + i);
+  if (static const bool unordered = has_clflushopt(); unordered) {
+    flush_unordered(data, words);
+  } else {
+    for (int64_t i = 0; i < words; i += kWordsPerLine) _mm_clflush(data + i);
+  }
   _mm_mfence();
 #else
   (void)data;
