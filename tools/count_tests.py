@@ -2,7 +2,7 @@
 """Adds up what ./check left in a folder and prints the closing line.
 
 For every PRESET.junit (ctest's report) and PRESET/*.xml (GoogleTest's, one per test program): the tests of a program that
-wrote its own report are counted one by one; any other ctest entry counts as one. Skips are listed with their reasons.
+wrote its own report are counted one by one; any other ctest entry counts as one, and so does a fuzz target (a line of fuzz_passed). Skips are listed with their reasons.
 Exit code 1 when anything failed, or when nothing ran.
 """
 import pathlib
@@ -52,6 +52,9 @@ def main():
             else:
                 output = (entry.findtext("system-out") or "").strip().splitlines()
                 skipped.append((f"{preset}: {name}", output[-1] if output else status))
+    fuzzed = folder / "fuzz_passed"
+    if fuzzed.exists():
+        passed += len(fuzzed.read_text().splitlines())
     stages = folder / "failed_stages"
     if stages.exists():
         failed += stages.read_text().splitlines()
