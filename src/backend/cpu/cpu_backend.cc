@@ -19,8 +19,10 @@ using cpu::KernelTable;
 // Elements below which a row operation is not worth waking the other threads.
 constexpr int64_t kParallelElements = 16384;
 
-const KernelTable& kernels_of(Isa isa) {
+// AMX multiplies bf16 and int8 only, so exact activations are AVX-512's business.
+const KernelTable& kernels_of(Isa isa, Activations activations) {
 #if defined(__x86_64__)
+  if (isa == Isa::kAmx && activations == Activations::kFast) return cpu::amx_kernels();
   if (isa >= Isa::kAvx512) return cpu::avx512_kernels();
   if (isa == Isa::kAvx2) return cpu::avx2_kernels();
 #endif
@@ -70,7 +72,7 @@ class CpuBackend final : public Backend {
   CpuBackend(const CpuBackendOptions& options)
       : Backend(std::make_unique<ThreadPool>(options.threads), options.activations),
         isa_(options.isa),
-        kernels_(kernels_of(options.isa)),
+        kernels_(kernels_of(options.isa, options.activations)),
         matmul_(kernels_, pool()),
         attention_(kernels_, pool()) {}
 
@@ -93,14 +95,16 @@ class CpuBackend final : public Backend {
   }
 
   Result<std::unique_ptr<PackedMatrix>> do_pack(const MatrixSource& source) override {
-    if (activations() == Activations::kFast || !traits(source.dtype).quantised) return cpu::CpuMatrix::pack(source, pool());
+    if (activations() == Activations::kFast || !traits(source.dtype).quantised) {
+      return cpu::CpuMatrix::pack(source, pool(), kernels_.pairs_bf16());
+    }
     // Exact: the numbers a quantised matrix stands for, in float.
     ASSIGN_OR_RETURN(Buffer floats, Buffer::allocate(static_cast<size_t>(source.rows * source.cols) * 4));
     const int64_t stride = row_bytes(source.dtype, source.cols);
     pool().parallel_for(source.rows, [&](int64_t row) {
       dequantise_row(floats.as<float>() + row * source.cols, source.dtype, source.bytes.data() + row * stride, source.cols);
     });
-    return cpu::CpuMatrix::pack({DType::kF32, source.rows, source.cols, {floats.data(), floats.size()}}, pool());
+    return cpu::CpuMatrix::pack({DType::kF32, source.rows, source.cols, {floats.data(), floats.size()}}, pool(), false);
   }
 
   void do_matmul(std::span<const MatmulOutput> outputs, MatrixView<const float> x) override { matmul_.run(outputs, x); }
@@ -203,7 +207,7 @@ class CpuBackend final : public Backend {
 }  // namespace
 
 Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuBackendOptions& options) {
-  if (options.isa > best_isa()) {
+  if (options.isa > best_isa() && !options.isa_is_emulated) {
     return usage_error("this machine cannot run " + std::string(isa_name(options.isa)) + " kernels; its best is " +
                        std::string(isa_name(best_isa())));
   }

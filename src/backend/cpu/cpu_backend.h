@@ -11,6 +11,7 @@ struct CpuBackendOptions {
   int threads = 0;                               // 0: one per available core
   Isa isa = Isa::kPortable;                      // at most best_isa()
   Activations activations = Activations::kFast;
+  bool isa_is_emulated = false;                  // tests only: something traps and runs what this machine lacks
 };
 
 // kUsage when this machine lacks the instruction set.

@@ -1,4 +1,4 @@
-// Every instruction set this machine has, against the reference back end and against itself.
+// Every instruction set this machine has, and AMX by emulation, against the reference back end and against itself.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "backend/cpu/amx_emulator_for_test.h"
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/panel_format.h"
 #include "backend/reference/reference_backend.h"
@@ -37,7 +38,8 @@ std::vector<std::byte> random_weights(DType dtype, int64_t rows, int64_t cols, u
 }
 
 std::unique_ptr<Backend> cpu(Isa isa, int threads = 2, Activations activations = Activations::kFast) {
-  auto backend = make_cpu_backend({.threads = threads, .isa = isa, .activations = activations});
+  auto backend = make_cpu_backend(
+      {.threads = threads, .isa = isa, .activations = activations, .isa_is_emulated = isa > best_isa()});
   CHECK(backend.ok());
   return std::move(backend).value();
 }
@@ -66,6 +68,14 @@ class CpuBackendTest : public testing::TestWithParam<Isa> {};
 //   fast, quantised weights: x is rounded to 127 steps of its block's largest entry; for normal data the largest of 32 is
 //   about 2.1 sigma, so the rounding error is 2.1/127/sqrt(12) = 0.5 % of |x|, and the dot of independent errors with W
 //   is |W row| |x| 0.005 / sqrt(K) * a few standard deviations. 6 sigma at K = 256: 0.005 * 6 / 16 = 0.0019.
+//   fast, bf16 weights on AMX: x is rounded to 8 significant bits, an error of at most 2^-9 of each entry, whose root mean
+//   square is below 2^-9 / sqrt(3) = 0.0011. 6 sigma at K = 512: 0.0011 * 6 / sqrt(512) = 0.0003.
+double matmul_tolerance(Isa isa, DType dtype, Activations activations) {
+  if (activations == Activations::kExact) return 1e-5;
+  if (traits(dtype).quantised) return 0.0019;
+  return isa == Isa::kAmx && dtype == DType::kBF16 ? 0.0003 : 1e-5;
+}
+
 TEST_P(CpuBackendTest, MatmulAgreesWithTheReferenceForEveryFormat) {
   auto reference = make_reference_backend(1);
   for (const Activations activations : {Activations::kExact, Activations::kFast}) {
@@ -80,7 +90,7 @@ TEST_P(CpuBackendTest, MatmulAgreesWithTheReferenceForEveryFormat) {
           const auto bias = normals(rows, 5);
           const auto expected = product(*reference, source, x, n, bias.data());
           const auto got = product(*backend, source, x, n, bias.data());
-          const double tolerance = activations == Activations::kFast && traits(dtype).quantised ? 0.0019 : 1e-5;
+          const double tolerance = matmul_tolerance(GetParam(), dtype, activations);
           std::vector<float> row(static_cast<size_t>(cols));
           for (int64_t r = 0; r < rows; ++r) {
             dequantise_row(row.data(), dtype, weights.data() + r * row_bytes(dtype, cols), cols);
@@ -143,7 +153,7 @@ TEST_P(CpuBackendTest, NotANumberInARowStaysInThatRow) {
   for (const float bad : {NAN, INFINITY}) {
     auto x = normals(3 * cols, 2);
     x[static_cast<size_t>(cols + 77)] = bad;
-    for (const DType dtype : {DType::kQ4_0, DType::kQ8_0, DType::kF16}) {
+    for (const DType dtype : {DType::kQ4_0, DType::kQ8_0, DType::kF16, DType::kBF16}) {
       const auto weights = random_weights(dtype, rows, cols, 13);
       const auto y = product(*backend, {dtype, rows, cols, weights}, x, 3);
       for (int64_t r = 0; r < rows; ++r) {
@@ -310,7 +320,7 @@ TEST_P(CpuBackendTest, RopeAgreesWithTheReferenceInBothLayouts) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, CpuBackendTest, testing::ValuesIn(available_isas()), name_of);
+INSTANTIATE_TEST_SUITE_P(Isa, CpuBackendTest, testing::ValuesIn(isas_under_test()), name_of);
 
 }  // namespace
 }  // namespace quipu

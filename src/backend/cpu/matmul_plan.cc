@@ -10,6 +10,12 @@ namespace {
 
 constexpr int64_t kPanelsPerRowTask = 16;   // one-row products: 256 outputs a task, four panels in step
 
+// Products of pairs are so fast that long rows of activations must not come from memory again for every two panels: then a
+// task takes more panels, in stretches of columns whose weights (1 KiB a block and panel) stay in the second-level cache.
+constexpr int64_t kPairedStretchBlocks = 32;
+constexpr int64_t kPairedTaskPanels = 8;
+constexpr size_t kPairedTaskTiles = 16;     // and its sums too: 4 KiB for each of these and two panels
+
 const CpuMatrix& matrix_of(const MatmulOutput& output) { return static_cast<const CpuMatrix&>(*output.w); }
 
 // Finds which output a task belongs to: `size(output)` tasks each, in order. Returns the index within the output.
@@ -27,7 +33,14 @@ int64_t row_tasks(const MatmulOutput& output) {
   return (matrix_of(output).panels() + kPanelsPerRowTask - 1) / kPanelsPerRowTask;
 }
 
-int64_t pair_tasks(const MatmulOutput& output) { return (matrix_of(output).panels() + 1) / 2; }
+int64_t panels_per_task(const CpuMatrix& w) {
+  return w.kind() == PanelKind::kPairedHalves && paired_blocks(w.cols()) > kPairedStretchBlocks ? kPairedTaskPanels : 2;
+}
+
+int64_t panel_tasks(const MatmulOutput& output) {
+  const int64_t size = panels_per_task(matrix_of(output));
+  return (matrix_of(output).panels() + size - 1) / size;
+}
 
 void add_bias(float* y, const float* bias, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] += bias[i];
@@ -36,26 +49,29 @@ void add_bias(float* y, const float* bias, int64_t n) {
 }  // namespace
 
 void MatmulPlan::run(std::span<const MatmulOutput> outputs, MatrixView<const float> x) {
-  plan_tiles(x.rows);
-  bool any_integer = false, any_float = false;
-  for (const MatmulOutput& output : outputs) (matrix_of(output).quantised() ? any_integer : any_float) = true;
+  bool any_integer = false, any_float = false, any_paired = false;
+  for (const MatmulOutput& output : outputs) {
+    const PanelKind kind = matrix_of(output).kind();
+    (kind == PanelKind::kQuantised ? any_integer : kind == PanelKind::kFloat ? any_float : any_paired) = true;
+  }
   if (any_integer) {
     collect_corrections(outputs);
     prepare_integer(x);
   }
+  if (any_paired) prepare_paired(x);
   if (x.rows == 1) {
     run_one_row(outputs, x.data);
     return;
   }
   if (any_float) prepare_float(x);
-  run_rows(outputs, x.cols);
+  run_rows(outputs, x.cols, any_paired);
 }
 
-void MatmulPlan::plan_tiles(int64_t rows) {
-  tiles_.clear();
+void MatmulPlan::cut(std::vector<Tile>& tiles, int64_t rows, const TileShape& shape) {
+  tiles.clear();
   int64_t row = 0;
-  for (const int size : {12, 8, 4, 2, 1}) {
-    for (; rows - row >= size; row += size) tiles_.push_back({row, size});
+  for (const int* size = shape.rows; row < rows; ++size) {
+    for (; rows - row >= *size; row += *size) tiles.push_back({row, *size});
   }
 }
 
@@ -74,11 +90,12 @@ MatmulPlan::Correction& MatmulPlan::correction_of(const PanelFormat& format) {
 void MatmulPlan::collect_corrections(std::span<const MatmulOutput> outputs) {
   correction_count_ = 0;
   for (const MatmulOutput& output : outputs) {
-    if (matrix_of(output).quantised()) correction_of(matrix_of(output).format());
+    if (matrix_of(output).kind() == PanelKind::kQuantised) correction_of(matrix_of(output).format());
   }
 }
 
 void MatmulPlan::prepare_integer(MatrixView<const float> x) {
+  cut(integer_tiles_, x.rows, kernels_.integer_tiles);
   grow(codes_, x.rows * x.cols);
   grow(scales_, x.rows * x.cols / 32 * 4);
   for (size_t i = 0; i < correction_count_; ++i) {
@@ -86,19 +103,20 @@ void MatmulPlan::prepare_integer(MatrixView<const float> x) {
     grow(corrections_[i].scaled_sums, x.rows * x.cols / corrections_[i].group * 4);
   }
   row_scratch_.resize(static_cast<size_t>(pool_.threads()));
-  for (Buffer& scratch : row_scratch_) grow(scratch, x.cols * kMaxTile * 2);
-  const auto prepare = [&](int64_t tile, int worker) { prepare_integer_tile(tiles_[static_cast<size_t>(tile)], x, worker); };
-  if (tiles_.size() == 1) {
+  for (Buffer& scratch : row_scratch_) grow(scratch, x.cols * 2);
+  const auto prepare = [&](int64_t tile, int worker) { prepare_integer_tile(integer_tiles_[static_cast<size_t>(tile)], x, worker); };
+  if (integer_tiles_.size() == 1) {
     prepare(0, 0);
   } else {
-    pool_.parallel_for_worker(static_cast<int64_t>(tiles_.size()), prepare);
+    pool_.parallel_for_worker(static_cast<int64_t>(integer_tiles_.size()), prepare);
   }
 }
 
 void MatmulPlan::prepare_integer_tile(const Tile& tile, MatrixView<const float> x, int worker) {
   const int64_t cols = x.cols;
   const int64_t n = tile.rows;
-  // The row's own arrays, then laid into the tile: components by four, rows side by side.
+  const int64_t run = kernels_.integer_tiles.run;
+  // The row's own arrays, then laid into the tile: runs of components, rows side by side.
   std::byte* scratch = row_scratch_[static_cast<size_t>(worker)].data();
   int8_t* row_codes = reinterpret_cast<int8_t*>(scratch);
   float* row_scales = reinterpret_cast<float*>(scratch + cols);
@@ -107,7 +125,11 @@ void MatmulPlan::prepare_integer_tile(const Tile& tile, MatrixView<const float> 
   float* scales = scales_.as<float>() + tile.first_row * (cols / 32);
   for (int64_t t = 0; t < n; ++t) {
     kernels_.quantise_row(row_codes, row_scales, row_sums, x.row(tile.first_row + t), cols);
-    for (int64_t i = 0; i < cols / 4; ++i) std::memcpy(codes + (i * n + t) * 4, row_codes + i * 4, 4);
+    if (run == 4) {   // a constant size makes the copy a move
+      for (int64_t i = 0; i < cols / 4; ++i) std::memcpy(codes + (i * n + t) * 4, row_codes + i * 4, 4);
+    } else {
+      for (int64_t k = 0; k < cols; k += run) std::memcpy(codes + k * n + t * run, row_codes + k, static_cast<size_t>(run));
+    }
     for (int64_t block = 0; block < cols / 32; ++block) scales[block * n + t] = row_scales[block];
     for (size_t c = 0; c < correction_count_; ++c) {
       const Correction& correction = corrections_[c];
@@ -132,10 +154,29 @@ QuantisedTile MatmulPlan::quantised_tile(const Tile& tile, int64_t cols, const C
           .start = correction.start.as<int32_t>() + tile.first_row * groups};
 }
 
+void MatmulPlan::prepare_paired(MatrixView<const float> x) {
+  cut(paired_tiles_, x.rows, kernels_.paired_tiles);
+  const int64_t padded = paired_blocks(x.cols) * kBlockCols;
+  grow(halves_, x.rows * padded * 2);
+  const auto prepare = [&](int64_t index) {
+    const Tile& tile = paired_tiles_[static_cast<size_t>(index)];
+    for (int64_t t = 0; t < tile.rows; ++t) {
+      uint16_t* out = halves_.as<uint16_t>() + tile.first_row * padded + t * kBlockCols;
+      kernels_.round_row(out, tile.rows * kBlockCols, x.row(tile.first_row + t), x.cols);
+    }
+  };
+  if (paired_tiles_.size() == 1) {
+    prepare(0);
+  } else {
+    pool_.parallel_for(static_cast<int64_t>(paired_tiles_.size()), prepare);
+  }
+}
+
 void MatmulPlan::prepare_float(MatrixView<const float> x) {
+  cut(float_tiles_, x.rows, kernels_.float_tiles);
   grow(floats_, x.rows * x.cols * 4);
-  pool_.parallel_for(static_cast<int64_t>(tiles_.size()), [&](int64_t index) {
-    const Tile& tile = tiles_[static_cast<size_t>(index)];
+  pool_.parallel_for(static_cast<int64_t>(float_tiles_.size()), [&](int64_t index) {
+    const Tile& tile = float_tiles_[static_cast<size_t>(index)];
     float* out = floats_.as<float>() + tile.first_row * x.cols;
     for (int64_t t = 0; t < tile.rows; ++t) {
       const float* row = x.row(tile.first_row + t);
@@ -157,33 +198,48 @@ void MatmulPlan::run_one_row(std::span<const MatmulOutput> outputs, const float*
     // Whole panels are written even where the matrix ends inside one.
     float whole[kPanelsPerRowTask * kPanelRows];
     float* y = valid == panels * kPanelRows ? output.y.data + first * kPanelRows : whole;
-    if (w.quantised()) {
-      kernels_.quantised_gemv(y, w.panel(first), panels, w.format(), w.cols(),
-                              quantised_tile(tiles_[0], w.cols(), correction_of(w.format())));
-    } else {
-      kernels_.float_gemv(y, w.panel(first), panels, w.source_dtype(), w.cols(), x);
+    switch (w.kind()) {
+      case PanelKind::kQuantised:
+        kernels_.quantised_gemv(y, w.panel(first), panels, w.format(), w.cols(),
+                                quantised_tile(integer_tiles_[0], w.cols(), correction_of(w.format())));
+        break;
+      case PanelKind::kFloat:
+        kernels_.float_gemv(y, w.panel(first), panels, w.source_dtype(), w.cols(), x);
+        break;
+      case PanelKind::kPairedHalves:
+        kernels_.paired_gemv(y, w.panel(first), panels, paired_blocks(w.cols()), halves_.as<uint16_t>());
+        break;
     }
+    kernels_.end_products();
     float* target = output.y.data + first * kPanelRows;
     if (y == whole) std::copy_n(whole, valid, target);
     if (output.bias != nullptr) add_bias(target, output.bias + first * kPanelRows, valid);
   });
 }
 
-void MatmulPlan::run_rows(std::span<const MatmulOutput> outputs, int64_t cols) {
-  wide_scratch_.resize(static_cast<size_t>(pool_.threads()));
+void MatmulPlan::run_rows(std::span<const MatmulOutput> outputs, int64_t cols, bool any_paired) {
   // Two panels: codes, at most cols/16 groups of 16 scales and minimums each, and the kernel's sums.
-  for (Buffer& scratch : wide_scratch_) grow(scratch, 2 * (cols * 16 + 2 * cols * 4) + 2 * kMaxTile * 64);
+  int64_t scratch_bytes = 2 * (cols * 16 + 2 * cols * 4) + kernels_.tile_scratch_bytes;
+  if (any_paired) {
+    const int64_t products = static_cast<int64_t>(std::min(paired_tiles_.size(), kPairedTaskTiles)) * kPairedTaskPanels / 2;
+    scratch_bytes = std::max(scratch_bytes, products * kPairedSumFloats * 4);
+  }
+  wide_scratch_.resize(static_cast<size_t>(pool_.threads()));
+  for (Buffer& scratch : wide_scratch_) grow(scratch, scratch_bytes);
   int64_t tasks = 0;
-  for (const MatmulOutput& output : outputs) tasks += pair_tasks(output);
+  for (const MatmulOutput& output : outputs) tasks += panel_tasks(output);
   pool_.parallel_for_worker(tasks, [&](int64_t task, int worker) {
-    const auto [index, pair] = locate(outputs, task, pair_tasks);
+    const auto [index, chunk] = locate(outputs, task, panel_tasks);
     const MatmulOutput& output = outputs[index];
-    const int panels = static_cast<int>(std::min<int64_t>(2, matrix_of(output).panels() - 2 * pair));
-    if (matrix_of(output).quantised()) {
-      run_wide_panels(output, 2 * pair, panels, worker);
-    } else {
-      run_float_panels(output, 2 * pair, panels);
+    const CpuMatrix& w = matrix_of(output);
+    const int64_t first = chunk * panels_per_task(w);
+    const int panels = static_cast<int>(std::min(panels_per_task(w), w.panels() - first));
+    switch (w.kind()) {
+      case PanelKind::kQuantised: run_wide_panels(output, first, panels, worker); break;
+      case PanelKind::kFloat: run_float_panels(output, first, panels); break;
+      case PanelKind::kPairedHalves: run_paired_panels(output, first, panels, worker); break;
     }
+    kernels_.end_products();
   });
 }
 
@@ -221,7 +277,7 @@ void MatmulPlan::run_wide_panels(const MatmulOutput& output, int64_t first_panel
                         .cols = cols,
                         .group = format.group()};
   const Correction& correction = correction_of(format);
-  for (const Tile& tile : tiles_) {
+  for (const Tile& tile : integer_tiles_) {
     kernels_.quantised_tile(output_tile(output, first_panel, panels, tile.first_row), wide,
                             quantised_tile(tile, cols, correction), sums);
   }
@@ -229,9 +285,39 @@ void MatmulPlan::run_wide_panels(const MatmulOutput& output, int64_t first_panel
 
 void MatmulPlan::run_float_panels(const MatmulOutput& output, int64_t first_panel, int panels) {
   const CpuMatrix& w = matrix_of(output);
-  for (const Tile& tile : tiles_) {
+  for (const Tile& tile : float_tiles_) {
     kernels_.float_tile(output_tile(output, first_panel, panels, tile.first_row), w.panel(first_panel), panels,
                         w.source_dtype(), w.cols(), floats_.as<float>() + tile.first_row * w.cols(), tile.rows);
+  }
+}
+
+void MatmulPlan::run_paired_panels(const MatmulOutput& output, int64_t first_panel, int panels, int worker) {
+  const CpuMatrix& w = matrix_of(output);
+  const int64_t blocks = paired_blocks(w.cols());
+  const int64_t pairs = (panels + 1) / 2;
+  float* sums = wide_scratch_[static_cast<size_t>(worker)].as<float>();
+  for (size_t begin = 0; begin < paired_tiles_.size(); begin += kPairedTaskTiles) {
+    const auto tiles = std::span(paired_tiles_).subspan(begin, std::min(kPairedTaskTiles, paired_tiles_.size() - begin));
+    for (int64_t block = 0; block < blocks; block += kPairedStretchBlocks) {
+      for (size_t i = 0; i < tiles.size(); ++i) {
+        const Tile& tile = tiles[i];
+        const uint16_t* x = halves_.as<uint16_t>() + (tile.first_row * blocks + block * tile.rows) * kBlockCols;
+        for (int64_t pair = 0; pair < pairs; ++pair) {
+          const int64_t panel = first_panel + 2 * pair;
+          const int width = static_cast<int>(std::min<int64_t>(2, panels - 2 * pair));
+          kernels_.paired_tile(output_tile(output, panel, width, tile.first_row),
+                               {.rows = tile.rows,
+                                .panels = width,
+                                .blocks = std::min(kPairedStretchBlocks, blocks - block),
+                                .x = x,
+                                .panel = w.panel(panel) + block * kPairedBlockBytes,
+                                .panel_bytes = w.panel_bytes(),
+                                .sums = sums + (static_cast<int64_t>(i) * pairs + pair) * kPairedSumFloats,
+                                .first = block == 0,
+                                .last = block + kPairedStretchBlocks >= blocks});
+        }
+      }
+    }
   }
 }
 

@@ -31,26 +31,28 @@ class MatmulPlan {
     int rows = 0;
   };
 
-  void plan_tiles(int64_t rows);
+  static void cut(std::vector<Tile>& tiles, int64_t rows, const TileShape& shape);
   void collect_corrections(std::span<const MatmulOutput> outputs);
   Correction& correction_of(const PanelFormat& format);
   void prepare_integer(MatrixView<const float> x);
   void prepare_integer_tile(const Tile& tile, MatrixView<const float> x, int worker);
   void prepare_float(MatrixView<const float> x);
+  void prepare_paired(MatrixView<const float> x);
   QuantisedTile quantised_tile(const Tile& tile, int64_t cols, const Correction& correction) const;
   void run_one_row(std::span<const MatmulOutput> outputs, const float* x);
-  void run_rows(std::span<const MatmulOutput> outputs, int64_t cols);
+  void run_rows(std::span<const MatmulOutput> outputs, int64_t cols, bool any_paired);
   void run_wide_panels(const MatmulOutput& output, int64_t first_panel, int panels, int worker);
   void run_float_panels(const MatmulOutput& output, int64_t first_panel, int panels);
+  void run_paired_panels(const MatmulOutput& output, int64_t first_panel, int panels, int worker);
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
-  std::vector<Tile> tiles_;
-  Buffer codes_, scales_, floats_;
+  std::vector<Tile> integer_tiles_, float_tiles_, paired_tiles_;
+  Buffer codes_, scales_, floats_, halves_;
   std::array<Correction, 8> corrections_;   // distinct (group, zero point) pairs among all formats: fewer than 8
   size_t correction_count_ = 0;
   std::vector<Buffer> row_scratch_;         // per worker: one row's codes, scales, sums
-  std::vector<Buffer> wide_scratch_;        // per worker: two widened panels
+  std::vector<Buffer> wide_scratch_;        // per worker: two widened panels, or sums of paired products
 };
 
 }  // namespace quipu::cpu

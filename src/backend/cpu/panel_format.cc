@@ -281,4 +281,20 @@ void pack_float_panel(std::byte* panel, const std::byte* rows, int64_t row_strid
   }
 }
 
+void pack_paired_panel(std::byte* panel, const std::byte* rows, int64_t row_stride, int64_t valid_rows, int64_t cols) {
+  if (valid_rows < kPanelRows || cols % kBlockCols != 0) {
+    std::memset(panel, 0, static_cast<size_t>(paired_blocks(cols) * kPairedBlockBytes));
+  }
+  // Blocks of 64 columns keep both sides in the cache.
+  for (int64_t begin = 0; begin < cols; begin += 64) {
+    const int64_t end = std::min<int64_t>(cols, begin + 64);
+    for (int64_t lane = 0; lane < valid_rows; ++lane) {
+      const std::byte* row = rows + lane * row_stride;
+      for (int64_t k = begin; k < end; k += 2) {
+        std::memcpy(panel + (k / 2 * kPanelRows + lane) * 4, row + k * 2, k + 1 < cols ? 4 : 2);
+      }
+    }
+  }
+}
+
 }  // namespace quipu::cpu

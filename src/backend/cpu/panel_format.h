@@ -78,4 +78,10 @@ void pack_quantised_panel(std::byte* panel, const std::byte* rows, int64_t row_s
 void pack_float_panel(std::byte* panel, const std::byte* rows, int64_t row_stride, int64_t valid_rows, int64_t cols,
                       DType dtype);
 
+// bf16 weights for instructions that multiply pairs: [cols/2][16 rows][2], cols filled up with zeros to whole blocks of 32,
+// which are 1 KiB: one tile register.
+inline constexpr int64_t kPairedBlockBytes = kBlockCols * kPanelRows * 2;
+inline int64_t paired_blocks(int64_t cols) { return (cols + kBlockCols - 1) / kBlockCols; }
+void pack_paired_panel(std::byte* panel, const std::byte* rows, int64_t row_stride, int64_t valid_rows, int64_t cols);
+
 }  // namespace quipu::cpu

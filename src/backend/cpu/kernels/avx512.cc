@@ -26,6 +26,8 @@ namespace {
 
 #include "backend/cpu/kernels/math_body.h"
 
+#include "backend/cpu/kernels/panel_body.h"
+
 #include "backend/cpu/kernels/matmul_body.h"
 
 #include "backend/cpu/kernels/attention_body.h"

@@ -12,19 +12,24 @@
 
 namespace quipu::cpu {
 
-// Activations prepared for integer products: rows rounded to int8 with one scale per 32 components, in tiles of at most
-// `kMaxTile` rows, component groups of 4 side by side: codes[k / 4][row][4].
-inline constexpr int64_t kMaxTile = 12;
+// How a table's kernels want rows of activations: cut into tiles, and a tile laid out as x[cols / run][rows][run].
+struct TileShape {
+  const int* rows = nullptr;           // row counts there are kernels for, largest first, ending in 1
+  int run = 1;                         // components of a row that lie side by side
+};
+inline constexpr int kRegisterTileRows[] = {12, 8, 4, 2, 1};
 
+// A tile of activations for integer products: rows rounded to int8 with one scale per 32 components.
 struct QuantisedTile {
-  int rows = 0;                        // 1, 2, 4, 8 or 12
-  const int8_t* codes = nullptr;       // [cols/4][rows][4]
+  int rows = 0;
+  const int8_t* codes = nullptr;       // [cols/run][rows][run]
   const float* scales = nullptr;       // [cols/32][rows]
   const float* scaled_sums = nullptr;  // [cols/group][rows]: scale * sum of the group's codes
   const int32_t* start = nullptr;      // [cols/group][rows]: -zero_point * sum of the group's codes
 };
 
 // A pair of panels with its codes widened to one byte: what the many-row kernel reads. Panel p's part follows panel 0's.
+// Codes are unsigned, or signed with the zero point taken off: as widen_panel and quantised_tile of one table agree.
 struct WidePanels {
   int panels = 0;                      // 1 or 2
   const uint8_t* codes = nullptr;      // [panels][cols/4][16][4]
@@ -33,6 +38,20 @@ struct WidePanels {
   int64_t cols = 0;
   int group = 32;                      // components that share a scale: 16 or 32
 };
+
+// A stretch of 32-component blocks of a product of bf16 weights in pairs with activations rounded to bf16. A product may
+// be cut into stretches so that their weights stay in a cache; its sums wait in memory, unrounded, and come out the same.
+struct PairedProduct {
+  int rows = 0;                        // of the tile of activations
+  int panels = 0;                      // 1 or 2
+  int64_t blocks = 0;
+  const uint16_t* x = nullptr;         // [blocks][rows][32]
+  const std::byte* panel = nullptr;    // [blocks * 16][16][2] bf16; panel 1 lies panel_bytes on
+  int64_t panel_bytes = 0;
+  float* sums = nullptr;               // kPairedSumFloats of this tile and these panels
+  bool first = true, last = true;      // stretch of the product: starts from zero; finishes into the output
+};
+inline constexpr int64_t kPairedSumFloats = 32 * 2 * 16;
 
 // y[row][panel*16 + lane] for `panels` panels; ld: floats between rows of y.
 struct OutputTile {
@@ -53,6 +72,12 @@ struct KernelTable {
   const char* name;
 
   // --- matrix products -------------------------------------------------------------------------------------------
+  TileShape integer_tiles;     // of quantised_tile
+  TileShape float_tiles;       // of float_tile
+  TileShape paired_tiles;      // of paired_tile
+  int64_t tile_scratch_bytes;  // what quantised_tile wants
+  // Called by a thread that is done with its products for now: gives back registers that burden a switch of threads.
+  void (*end_products)();
   // Rounds one row to int8: codes [cols], scales [cols/32], sums of codes [cols/16]. cols is a multiple of 32.
   void (*quantise_row)(int8_t* codes, float* scales, int32_t* sums16, const float* x, int64_t cols);
   // One row times `panels` panels (any count) of a quantised matrix; x is a tile of one row.
@@ -61,14 +86,21 @@ struct KernelTable {
   // Widens one panel into codes, scales and minimums of WidePanels.
   void (*widen_panel)(uint8_t* codes, float* scales, float* minimums, const std::byte* panel, const PanelFormat& format,
                       int64_t cols);
-  // accumulators: scratch of 2 * kMaxTile * 16 floats.
-  void (*quantised_tile)(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* accumulators);
+  // scratch: tile_scratch_bytes, aligned to 64.
+  void (*quantised_tile)(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* scratch);
 
-  // Float panels [cols][16] of f32, f16 or bf16. x: [cols][rows] floats, rows 1, 2, 4, 8 or 12; panels 1 or 2 per call in
-  // float_tile, any number in float_gemv.
+  // Float panels [cols][16] of f32, f16 or bf16. x: [cols][rows] floats; panels 1 or 2 per call in float_tile, any
+  // number in float_gemv.
   void (*float_gemv)(float* y, const std::byte* panel, int64_t panels, DType dtype, int64_t cols, const float* x);
   void (*float_tile)(const OutputTile& out, const std::byte* panel, int panels, DType dtype, int64_t cols, const float* x,
                      int rows);
+
+  // bf16 weights in pairs (PanelKind::kPairedHalves) against activations rounded to bf16; null where a set multiplies bf16
+  // weights in fp32 as float panels. round_row: components 32 b to 32 b + 31 go to out + b * ld, zeros beyond cols.
+  void (*round_row)(uint16_t* out, int64_t ld, const float* x, int64_t cols);
+  void (*paired_gemv)(float* y, const std::byte* panel, int64_t panels, int64_t blocks, const uint16_t* x);
+  void (*paired_tile)(const OutputTile& out, const PairedProduct& product);
+  bool pairs_bf16() const { return paired_tile != nullptr; }
 
   // --- attention ----------------------------------------------------------------------------------------------------
   // Widens a key page to float [dim][64] and a value page to float [64][dim].
@@ -103,6 +135,7 @@ const KernelTable& portable_kernels();
 #if defined(__x86_64__)
 const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
+const KernelTable& amx_kernels();
 #endif
 
 }  // namespace quipu::cpu

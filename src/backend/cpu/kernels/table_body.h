@@ -1,6 +1,32 @@
 // The finished table. Included last.
+inline void hold_nothing() {}
+
 constexpr KernelTable make_table(const char* name) {
-  return {name,          quantise_row,     quantised_gemv, widen_panel,    quantised_tile, float_gemv,   float_tile,
-          widen_key_page, widen_value_page, page_scores,    page_scores_q8, softmax_page,   page_values,  merge_partial,
-          rms_norm_row,  add_row,          silu_gate_row,  gelu_gate_row,  rope_row};
+  return {.name = name,
+          .integer_tiles = {kRegisterTileRows, 4},
+          .float_tiles = {kRegisterTileRows, 1},
+          .paired_tiles = {},
+          .tile_scratch_bytes = 2 * kRegisterTileRows[0] * 64,
+          .end_products = hold_nothing,
+          .quantise_row = quantise_row,
+          .quantised_gemv = quantised_gemv,
+          .widen_panel = widen_panel,
+          .quantised_tile = quantised_tile,
+          .float_gemv = float_gemv,
+          .float_tile = float_tile,
+          .round_row = nullptr,
+          .paired_gemv = nullptr,
+          .paired_tile = nullptr,
+          .widen_key_page = widen_key_page,
+          .widen_value_page = widen_value_page,
+          .page_scores = page_scores,
+          .page_scores_q8 = page_scores_q8,
+          .softmax_page = softmax_page,
+          .page_values = page_values,
+          .merge_partial = merge_partial,
+          .rms_norm_row = rms_norm_row,
+          .add_row = add_row,
+          .silu_gate_row = silu_gate_row,
+          .gelu_gate_row = gelu_gate_row,
+          .rope_row = rope_row};
 }
