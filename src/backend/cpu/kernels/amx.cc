@@ -184,38 +184,46 @@ template <int H, int P>
   store_square<H, P>(dots, kSquareRowBytes);
 }
 
-// Adds the dots of `count` groups from `group` to the sums of R rows from `row`, in the order of quantised_tile_of.
+// What turns dots into sums. A copy in locals: the fields of the operands would be read again after every tile load.
+struct Factors {
+  const float* scales;        // [panels][groups][16]
+  const float* minimums;
+  const float* x_scales;      // [blocks][rows]
+  const float* x_sums;        // [groups][rows]
+  int64_t groups, rows;
+};
+
+// Adds the dots of the groups of `span` to the sums of R rows from `row`, in the order of quantised_tile_of.
 template <int R, int P, int kGroup, bool kMinimum>
-[[gnu::always_inline]] inline void add_dots(float* sums, const int32_t* dots, int64_t row, const WidePanels& w,
-                                            const QuantisedTile& x, Range span) {
-  const int64_t groups = w.cols / kGroup;
-  const int64_t rows = x.rows;
+[[gnu::always_inline]] inline void add_dots(float* sums, const int32_t* dots, int64_t row, const Factors& f, Range span) {
   F32 sum[R][P];
-  repeat<R>([&](auto t) { repeat<P>([&](auto p) { sum[t][p] = f_load(sums + ((row + t) * 2 + p) * 16); }); });
+  sums += row * 32;
+  dots += row * 32;
+  repeat<R>([&](auto t) { repeat<P>([&](auto p) { sum[t][p] = f_load(sums + (t * 2 + p) * 16); }); });
   for (int64_t group = span.begin; group < span.end; ++group, dots += kSquare) {
+    const float* x_scales = f.x_scales + (kGroup == 32 ? group : group >> 1) * f.rows + row;
     F32 scale[P], minimum[P];
     repeat<P>([&](auto p) {
-      scale[p] = f_load(w.scales + (p * groups + group) * 16);
-      minimum[p] = kMinimum ? f_load(w.minimums + (p * groups + group) * 16) : f_zero();
+      scale[p] = f_load(f.scales + (p * f.groups + group) * 16);
+      minimum[p] = kMinimum ? f_load(f.minimums + (p * f.groups + group) * 16) : f_zero();
     });
     repeat<R>([&](auto t) {
-      const F32 x_scale = f_set1(x.scales[group * kGroup / 32 * rows + row + t]);
+      const F32 x_scale = f_set1(x_scales[t]);
       repeat<P>([&](auto p) {
-        const F32 dot = f_from_i(u_load(dots + ((row + t) * 2 + p) * 16));
+        const F32 dot = f_from_i(u_load(dots + (t * 2 + p) * 16));
         sum[t][p] = f_fma(dot, f_mul(scale[p], x_scale), sum[t][p]);
-        if constexpr (kMinimum) sum[t][p] = f_fma(minimum[p], f_set1(x.scaled_sums[group * rows + row + t]), sum[t][p]);
+        if constexpr (kMinimum) sum[t][p] = f_fma(minimum[p], f_set1(f.x_sums[group * f.rows + row + t]), sum[t][p]);
       });
     });
   }
-  repeat<R>([&](auto t) { repeat<P>([&](auto p) { f_store(sums + ((row + t) * 2 + p) * 16, sum[t][p]); }); });
+  repeat<R>([&](auto t) { repeat<P>([&](auto p) { f_store(sums + (t * 2 + p) * 16, sum[t][p]); }); });
 }
 
 template <int P, int kGroup, bool kMinimum>
-[[gnu::always_inline]] inline void add_rows(float* sums, const int32_t* dots, Range rows, const WidePanels& w,
-                                            const QuantisedTile& x, Range span) {
+[[gnu::always_inline]] inline void add_rows(float* sums, const int32_t* dots, Range rows, const Factors& f, Range span) {
   int64_t row = rows.begin;
-  for (; row + 4 <= rows.end; row += 4) add_dots<4, P, kGroup, kMinimum>(sums, dots, row, w, x, span);
-  for (; row < rows.end; ++row) add_dots<1, P, kGroup, kMinimum>(sums, dots, row, w, x, span);
+  for (; row + 8 <= rows.end; row += 8) add_dots<8, P, kGroup, kMinimum>(sums, dots, row, f, span);
+  for (; row < rows.end; ++row) add_dots<1, P, kGroup, kMinimum>(sums, dots, row, f, span);
 }
 
 // scratch: sums, then the dots of two steps of two groups: while one step's dots are summed the next step's are made.
@@ -224,15 +232,19 @@ template <int H, int P, int kGroup, bool kMinimum>
   constexpr int64_t kStep = 2;
   const int64_t groups = w.cols / kGroup;
   const int64_t panel_codes = w.cols * 16;
-  const int upper = x.rows < 16 ? x.rows : 16;
+  const int64_t rows = x.rows;
+  const int64_t upper = rows < 16 ? rows : 16;
+  const Factors factors{w.scales, w.minimums, x.scales, x.scaled_sums, groups, rows};
+  const int8_t* x_codes = x.codes;
+  const uint8_t* w_codes = w.codes;
   float* sums = scratch;
   int32_t* dots = reinterpret_cast<int32_t*>(scratch + kSquare);
-  const auto multiply = [&](int64_t group) {
+  const auto multiply = [=](int64_t group) {
     if (group >= groups) return;
-    const int8_t* codes = x.codes + group * kGroup / 32 * x.rows * 32 + group * kGroup % 32;
-    multiply_group<H, P>(dots + group % (2 * kStep) * kSquare, codes, w.codes + group * kGroup * 16, panel_codes);
+    const int8_t* codes = x_codes + (kGroup == 32 ? group * rows * 32 : (group >> 1) * rows * 32 + (group & 1) * 16);
+    multiply_group<H, P>(dots + group % (2 * kStep) * kSquare, codes, w_codes + group * kGroup * 16, panel_codes);
   };
-  for (int i = 0; i < x.rows * 2; ++i) f_store(sums + 16 * i, f_zero());
+  for (int64_t i = 0; i < rows * 2; ++i) f_store(sums + 16 * i, f_zero());
   configure_square(x.rows, kGroup);
   multiply(0);
   multiply(1);
@@ -240,9 +252,9 @@ template <int H, int P, int kGroup, bool kMinimum>
     const Range span{group, group + kStep < groups ? group + kStep : groups};
     const int32_t* ready = dots + group % (2 * kStep) * kSquare;
     multiply(group + kStep);
-    add_rows<P, kGroup, kMinimum>(sums, ready, {0, upper}, w, x, span);
+    add_rows<P, kGroup, kMinimum>(sums, ready, {0, upper}, factors, span);
     multiply(group + kStep + 1);
-    if constexpr (H == 2) add_rows<P, kGroup, kMinimum>(sums, ready, {16, x.rows}, w, x, span);
+    if constexpr (H == 2) add_rows<P, kGroup, kMinimum>(sums, ready, {16, rows}, factors, span);
   }
   for (int row = 0; row < x.rows; ++row) {
     repeat<P>([&](auto p) { finish_tile_row(out, row, p, p == P - 1, f_load(sums + (row * 2 + p) * 16)); });
