@@ -50,7 +50,8 @@ Result<std::unique_ptr<Model>> Model::load(ModelConfig config, const TensorFile&
   RETURN_IF_ERROR(model->load_layers(weights));
   ASSIGN_OR_RETURN(model->final_norm_, weights.vector(names.of_model("final_norm"), "final_norm", c.hidden, "hidden size"));
   const char* output_role = c.tied_output ? "token_embedding" : "logits";
-  ASSIGN_OR_RETURN(model->output_, weights.matrix(names.of_model(output_role), c.vocabulary, c.hidden, table_shape));
+  ASSIGN_OR_RETURN(model->output_, weights.matrix(names.of_model(output_role), c.vocabulary, c.hidden, table_shape,
+                                                    Rounding::kBits16));   // one row a token: the finer product is free
   model->warnings_ = weights.warnings();
   if (options.on_progress) options.on_progress(total, total);
   return model;

@@ -42,13 +42,13 @@ Result<const NamedTensor*> Weights::tensor(const std::string& name, const Shape&
 }
 
 Result<std::unique_ptr<PackedMatrix>> Weights::matrix(const std::string& name, int64_t rows, int64_t cols,
-                                                      std::string_view meaning) {
+                                                      std::string_view meaning, Rounding rounding) {
   ASSIGN_OR_RETURN(const NamedTensor* found, tensor(name, {rows, cols}, meaning));
   if (read_ahead_ && found->file != nullptr) {
     found->file->prefetch(found->view.bytes);
     prefetch_next(file_, *found);
   }
-  auto packed = backend_.pack({found->view.dtype, rows, cols, found->view.bytes});
+  auto packed = backend_.pack({found->view.dtype, rows, cols, found->view.bytes, rounding});
   if (!packed.ok()) {
     return Error{packed.error().error_class, file_.display_name() + ": tensor " + printable(name) + ": " + packed.error().message};
   }
@@ -89,7 +89,9 @@ bool LayerWeights::has(std::string_view role) const { return weights_.has(weight
 
 Result<std::unique_ptr<PackedMatrix>> LayerWeights::matrix(std::string_view role, int64_t rows, int64_t cols,
                                                            std::string_view meaning) {
-  return weights_.matrix(weights_.names().of_layer(layer_, role), rows, cols, meaning);
+  // Keys and values are a small part of a layer, but every later token reads their errors.
+  const Rounding rounding = role == "key" || role == "value" ? Rounding::kBits16 : Rounding::kBits8;
+  return weights_.matrix(weights_.names().of_layer(layer_, role), rows, cols, meaning, rounding);
 }
 
 Result<std::vector<float>> LayerWeights::vector(std::string_view role, int64_t length, std::string_view meaning) {

@@ -34,7 +34,8 @@ class Weights {
   const NameTable& names() const { return names_; }
   // The tensor [rows, cols] or [length] as it lies in the file.
   Result<const NamedTensor*> tensor(const std::string& name, const Shape& shape, std::string_view meaning) const;
-  Result<std::unique_ptr<PackedMatrix>> matrix(const std::string& name, int64_t rows, int64_t cols, std::string_view meaning);
+  Result<std::unique_ptr<PackedMatrix>> matrix(const std::string& name, int64_t rows, int64_t cols, std::string_view meaning,
+                                               Rounding rounding = Rounding::kBits8);
   Result<std::vector<float>> dense(const std::string& name, const Shape& shape, std::string_view meaning);
   // With the norm offset where `role` asks for it; NaN and infinite values give a warning.
   Result<std::vector<float>> vector(const std::string& name, std::string_view role, int64_t length, std::string_view meaning);

@@ -24,12 +24,17 @@
 
 namespace quipu {
 
+// How finely activations are rounded where Activations::kFast meets a quantised matrix. 16 bits cost a second integer
+// product: worth it where the matrix is small or read once per token and its errors reach far (keys, values, logits).
+enum class Rounding : uint8_t { kBits8, kBits16 };
+
 // A weight matrix in a file: y = W x, W [rows, cols], rows contiguous in any DType of tensor/quant_blocks.h.
 struct MatrixSource {
   DType dtype = DType::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
   std::span<const std::byte> bytes;   // row_bytes(dtype, cols) * rows
+  Rounding rounding = Rounding::kBits8;
 };
 
 // A weight matrix in a back end's own layout, made once at load. Only the back end that packed it can use it.

@@ -123,10 +123,12 @@ void AttentionPlan::run_page(Worker& worker, const Block& block, int64_t page, c
   HeadPage values{.bytes = slice.cache.value_page(page) + block.kv_head * kv_head_page_bytes(dtype_, value_dim_),
                   .dtype = dtype_,
                   .dim = value_dim_};
+  int64_t keys_seen = 0;
   for (int64_t r = 0; r < block.rows; ++r) {
     const int64_t own_key = slice.first_key + (block.first_row + r) / group_;
     worker.last[r] = clamp_to_page(own_key + 1 - page * kPageRows);
     worker.first[r] = options_.window > 0 ? clamp_to_page(own_key + 1 - options_.window - page * kPageRows) : 0;
+    keys_seen = std::max<int64_t>(keys_seen, worker.last[r]);
   }
   const bool widen = block.rows >= kWidenRows && dtype_ != DType::kF32;
   if (dtype_ == DType::kQ8_0) {
@@ -150,7 +152,7 @@ void AttentionPlan::run_page(Worker& worker, const Block& block, int64_t page, c
   if (widen || value_stride_ != value_dim_) {
     values = {.bytes = reinterpret_cast<const std::byte*>(worker.values), .dtype = DType::kF32, .dim = value_stride_};
   }
-  kernels_.page_values(partial.out, worker.scores, worker.rescale, block.rows, values);
+  kernels_.page_values(partial.out, worker.scores, worker.rescale, block.rows, values, keys_seen);
 }
 
 void AttentionPlan::run_segment(Worker& worker, const Block& block, int64_t segment, const Partial& partial) const {

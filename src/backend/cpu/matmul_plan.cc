@@ -8,6 +8,7 @@
 namespace quipu::cpu {
 namespace {
 
+constexpr int64_t kMostSplitFloats = int64_t{8} << 20;   // of products rounded twice, both parts
 constexpr int64_t kPanelsPerRowTask = 16;   // one-row products: 256 outputs a task, four panels in step
 
 // Products of pairs are so fast that long rows of activations must not come from memory again for every two panels: then a
@@ -49,6 +50,75 @@ void add_bias(float* y, const float* bias, int64_t n) {
 }  // namespace
 
 void MatmulPlan::run(std::span<const MatmulOutput> outputs, MatrixView<const float> x) {
+  once_.clear();
+  twice_.clear();
+  for (const MatmulOutput& output : outputs) (matrix_of(output).fine() ? twice_ : once_).push_back(output);
+  if (!once_.empty()) run_rounded_once(once_, x);
+  if (!twice_.empty()) run_rounded_twice(twice_, x);
+}
+
+// x = q(x) + r, and r is rounded like any other row: W x = W q(x) + W q(r) with 16 bits of x kept. Both products are rows
+// of one batch, so the weights are read once.
+void MatmulPlan::run_rounded_twice(std::span<const MatmulOutput> outputs, MatrixView<const float> x) {
+  int64_t columns = 0;
+  for (const MatmulOutput& output : outputs) columns += output.w->rows();
+  // Logits of a whole chunk are large: a stretch of rows at a time keeps the scratch bounded.
+  const int64_t rows_at_once = std::max<int64_t>(kMostSplitFloats / (2 * columns), 24);
+  for (int64_t begin = 0; begin < x.rows; begin += rows_at_once) {
+    const int64_t rows = std::min(rows_at_once, x.rows - begin);
+    stretch_.clear();
+    for (const MatmulOutput& output : outputs) stretch_.push_back({output.y.rows_from(begin, rows), output.w, output.bias});
+    run_split_rows(stretch_, x.rows_from(begin, rows), columns);
+  }
+}
+
+void MatmulPlan::run_split_rows(std::span<const MatmulOutput> outputs, MatrixView<const float> x, int64_t columns) {
+  split_rows(x);
+  grow(split_y_, 2 * x.rows * columns * 4);
+  split_outputs_.clear();
+  float* next = split_y_.as<float>();
+  for (const MatmulOutput& output : outputs) {
+    split_outputs_.push_back({{next, 2 * x.rows, output.w->rows()}, output.w, nullptr});
+    next += 2 * x.rows * output.w->rows();
+  }
+  run_rounded_once(split_outputs_, {split_x_.as<float>(), 2 * x.rows, x.cols});
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const MatmulOutput& output = outputs[i];
+    const MatrixView<float> parts = split_outputs_[i].y;
+    pool_.parallel_for((x.rows + 7) / 8, [&](int64_t task) {
+      const int64_t end = std::min(x.rows, 8 * task + 8);
+      for (int64_t row = 8 * task; row < end; ++row) {
+        std::copy_n(parts.row(2 * row), parts.cols, output.y.row(row));
+        kernels_.add_row(output.y.row(row), parts.row(2 * row + 1), parts.cols);
+        if (output.bias != nullptr) kernels_.add_row(output.y.row(row), output.bias, parts.cols);
+      }
+    });
+  }
+}
+
+void MatmulPlan::split_rows(MatrixView<const float> x) {
+  grow(split_x_, 2 * x.rows * x.cols * 4);
+  row_scratch_.resize(static_cast<size_t>(pool_.threads()));
+  for (Buffer& scratch : row_scratch_) grow(scratch, x.cols * 2);
+  const auto split = [&](int64_t row, int worker) {
+    std::byte* scratch = row_scratch_[static_cast<size_t>(worker)].data();
+    const int8_t* codes = reinterpret_cast<const int8_t*>(scratch);
+    const float* scales = reinterpret_cast<const float*>(scratch + x.cols);
+    float* whole = split_x_.as<float>() + 2 * row * x.cols;
+    float* rest = whole + x.cols;
+    std::copy_n(x.row(row), x.cols, whole);
+    kernels_.quantise_row(reinterpret_cast<int8_t*>(scratch), reinterpret_cast<float*>(scratch + x.cols),
+                          reinterpret_cast<int32_t*>(scratch + x.cols + x.cols / 32 * 4), whole, x.cols);
+    for (int64_t k = 0; k < x.cols; ++k) rest[k] = whole[k] - static_cast<float>(codes[k]) * scales[k / 32];
+  };
+  if (x.rows < 4) {
+    for (int64_t row = 0; row < x.rows; ++row) split(row, 0);
+  } else {
+    pool_.parallel_for_worker(x.rows, split);
+  }
+}
+
+void MatmulPlan::run_rounded_once(std::span<const MatmulOutput> outputs, MatrixView<const float> x) {
   bool any_integer = false, any_float = false, any_paired = false;
   for (const MatmulOutput& output : outputs) {
     const PanelKind kind = matrix_of(output).kind();

@@ -31,6 +31,10 @@ class MatmulPlan {
     int rows = 0;
   };
 
+  void run_rounded_once(std::span<const MatmulOutput> outputs, MatrixView<const float> x);
+  void run_rounded_twice(std::span<const MatmulOutput> outputs, MatrixView<const float> x);
+  void run_split_rows(std::span<const MatmulOutput> outputs, MatrixView<const float> x, int64_t columns);
+  void split_rows(MatrixView<const float> x);
   static void cut(std::vector<Tile>& tiles, int64_t rows, const TileShape& shape);
   void collect_corrections(std::span<const MatmulOutput> outputs);
   Correction& correction_of(const PanelFormat& format);
@@ -49,6 +53,8 @@ class MatmulPlan {
   ThreadPool& pool_;
   std::vector<Tile> integer_tiles_, float_tiles_, paired_tiles_;
   Buffer codes_, scales_, floats_, halves_;
+  Buffer split_x_, split_y_;                // [2 rows]: each row, then what rounding it leaves; and their products
+  std::vector<MatmulOutput> once_, twice_, stretch_, split_outputs_;
   std::array<Correction, 8> corrections_;   // distinct (group, zero point) pairs among all formats: fewer than 8
   size_t correction_count_ = 0;
   std::vector<Buffer> row_scratch_;         // per worker: one row's codes, scales, sums

@@ -18,6 +18,7 @@ Result<std::unique_ptr<PackedMatrix>> CpuMatrix::pack(const MatrixSource& source
   } else {
     if (source.cols % kBlockCols != 0) return bad_input("a quantised matrix has rows of " + std::to_string(source.cols));
     matrix->kind_ = PanelKind::kQuantised;
+    matrix->fine_ = source.rounding == Rounding::kBits16;
     matrix->format_ = &panel_format(source.dtype);
     matrix->panel_bytes_ = matrix->format_->panel_bytes(source.cols);
   }

@@ -25,6 +25,8 @@ class CpuMatrix final : public PackedMatrix {
   int64_t panel_bytes() const { return panel_bytes_; }
   const std::byte* panel(int64_t index) const { return panels_.data() + index * panel_bytes_; }
   const PanelFormat& format() const { return *format_; }   // quantised only
+  // Whether activations are rounded twice: what the first rounding left over gets 8 bits of its own.
+  bool fine() const { return fine_; }
 
  private:
   CpuMatrix(DType dtype, int64_t rows, int64_t cols) : PackedMatrix(dtype, rows, cols) {}
@@ -34,6 +36,7 @@ class CpuMatrix final : public PackedMatrix {
   Buffer panels_;
   int64_t panel_bytes_ = 0;
   const PanelFormat* format_ = nullptr;
+  bool fine_ = false;
 };
 
 }  // namespace quipu::cpu

@@ -144,14 +144,15 @@ void softmax_page(float* scores, float* maximum, float* total, float* rescale, c
 
 // Components [begin, begin + 16 V) of R rows.
 template <DType D, int R, int V>
-[[gnu::flatten]] void values_of_rows(float* out, const float* p, const float* rescale, const std::byte* values, int64_t dim, int64_t begin) {
+[[gnu::flatten]] void values_of_rows(float* out, const float* p, const float* rescale, const HeadPage& values, int64_t keys, int64_t begin) {
+  const int64_t dim = values.dim;
   F32 sum[R][V];
   repeat<R>([&](auto r) {
     repeat<V>([&](auto v) { sum[r][v] = f_mul(f_load(out + r * dim + begin + 16 * v), f_set1(rescale[r])); });
   });
-  for (int64_t key = 0; key < 64; ++key) {
+  for (int64_t key = 0; key < keys; ++key) {
     F32 x[V];
-    repeat<V>([&](auto v) { x[v] = load_page_lanes<D>(values, key * dim + begin + 16 * v); });
+    repeat<V>([&](auto v) { x[v] = load_page_lanes<D>(values.bytes, key * dim + begin + 16 * v); });
     repeat<R>([&](auto r) {
       const F32 weight = f_set1(p[r * 64 + key]);
       repeat<V>([&](auto v) { sum[r][v] = f_fma(weight, x[v], sum[r][v]); });
@@ -164,16 +165,17 @@ template <DType D, int R, int V>
 
 // One block of 32 components (two vectors) of an int8 page; scales: [64] floats of this block.
 template <int R>
-[[gnu::flatten]] void values_of_rows_q8(float* out, const float* p, const float* rescale, const std::byte* values, const float* scales,
-                       int64_t dim, int64_t begin) {
+[[gnu::flatten]] void values_of_rows_q8(float* out, const float* p, const float* rescale, const HeadPage& values, const float* scales,
+                       int64_t keys, int64_t begin) {
+  const int64_t dim = values.dim;
   F32 sum[R][2];
   repeat<R>([&](auto r) {
     repeat<2>([&](auto v) { sum[r][v] = f_mul(f_load(out + r * dim + begin + 16 * v), f_set1(rescale[r])); });
   });
-  for (int64_t key = 0; key < 64; ++key) {
+  for (int64_t key = 0; key < keys; ++key) {
     const F32 scale = f_set1(scales[key]);
     F32 x[2];
-    repeat<2>([&](auto v) { x[v] = f_mul(f_load_i8(values + key * dim + begin + 16 * v), scale); });
+    repeat<2>([&](auto v) { x[v] = f_mul(f_load_i8(values.bytes + key * dim + begin + 16 * v), scale); });
     repeat<R>([&](auto r) {
       const F32 weight = f_set1(p[r * 64 + key]);
       repeat<2>([&](auto v) { sum[r][v] = f_fma(weight, x[v], sum[r][v]); });
@@ -198,14 +200,14 @@ inline void value_scales(float* scales, const std::byte* page, int64_t dim, int6
   for (int v = 0; v < 4; ++v) f_store(scales + 16 * v, f_load_f16(bits + 16 * v));
 }
 
-void page_values(float* out, const float* p, const float* rescale, int64_t rows, const HeadPage& values) {
+void page_values(float* out, const float* p, const float* rescale, int64_t rows, const HeadPage& values, int64_t keys) {
   const int64_t dim = values.dim;
   if (values.dtype == DType::kQ8_0) {
     for (int64_t block = 0; block < dim / 32; ++block) {
       alignas(64) float scales[64];
       value_scales(scales, values.bytes, dim, block);
       for_row_tiles(rows, [&]<int R>(int64_t r) {
-        values_of_rows_q8<R>(out + r * dim, p + r * 64, rescale + r, values.bytes, scales, dim, 32 * block);
+        values_of_rows_q8<R>(out + r * dim, p + r * 64, rescale + r, values, scales, keys, 32 * block);
       });
     }
     return;
@@ -214,10 +216,10 @@ void page_values(float* out, const float* p, const float* rescale, int64_t rows,
     for_row_tiles(rows, [&]<int R>(int64_t r) {
       int64_t begin = 0;
       for (; begin + 16 * kPassVectors <= dim; begin += 16 * kPassVectors) {
-        values_of_rows<D, R, kPassVectors>(out + r * dim, p + r * 64, rescale + r, values.bytes, dim, begin);
+        values_of_rows<D, R, kPassVectors>(out + r * dim, p + r * 64, rescale + r, values, keys, begin);
       }
       for (; begin < dim; begin += 16) {
-        values_of_rows<D, R, 1>(out + r * dim, p + r * 64, rescale + r, values.bytes, dim, begin);
+        values_of_rows<D, R, 1>(out + r * dim, p + r * 64, rescale + r, values, keys, begin);
       }
     });
   });

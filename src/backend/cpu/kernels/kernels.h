@@ -117,8 +117,9 @@ struct KernelTable {
   // rescale[r] gets exp(old maximum - new maximum).
   void (*softmax_page)(float* scores, float* maximum, float* total, float* rescale, const int32_t* first,
                        const int32_t* last, int64_t rows, float scale, float softcap);
-  // out[r] = rescale[r] * out[r] + p[r] . values; out rows are `dim` floats apart.
-  void (*page_values)(float* out, const float* p, const float* rescale, int64_t rows, const HeadPage& values);
+  // out[r] = rescale[r] * out[r] + p[r] . values over the page's first `keys` values; out rows are `dim` floats apart.
+  // Later rows of a page may hold anything, NaN included, and are not read.
+  void (*page_values)(float* out, const float* p, const float* rescale, int64_t rows, const HeadPage& values, int64_t keys);
   // Folds a segment's partial result (maximum, total, out) into the running one, row by row.
   void (*merge_partial)(float* out, float* maximum, float* total, const float* part, const float* part_maximum,
                         const float* part_total, int64_t rows, int64_t dim);
