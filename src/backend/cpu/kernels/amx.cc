@@ -228,7 +228,7 @@ template <int P, int kGroup, bool kMinimum>
 
 // scratch: sums, then the dots of two steps of two groups: while one step's dots are summed the next step's are made.
 template <int H, int P, int kGroup, bool kMinimum>
-[[gnu::flatten]] void quantised_square(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* scratch) {
+QUIPU_KERNEL void quantised_square(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* scratch) {
   constexpr int64_t kStep = 2;
   const int64_t groups = w.cols / kGroup;
   const int64_t panel_codes = w.cols * 16;
@@ -293,7 +293,7 @@ void round_row(uint16_t* out, int64_t ld, const float* x, int64_t cols) {
 }
 
 template <int H, int P>
-[[gnu::flatten]] void paired_square(const OutputTile& out, const PairedProduct& product) {
+QUIPU_KERNEL void paired_square(const OutputTile& out, const PairedProduct& product) {
   const std::byte* x = reinterpret_cast<const std::byte*>(product.x);
   const std::byte* w = product.panel;
   const int64_t x_block = product.rows * 64;
@@ -335,7 +335,7 @@ void paired_tile(const OutputTile& out, const PairedProduct& product) {
 
 // P panels side by side: P streams of memory.
 template <int P>
-[[gnu::flatten]] void paired_gemv_panels(float* y, const std::byte* panel, int64_t blocks, const uint16_t* x) {
+QUIPU_KERNEL void paired_gemv_panels(float* y, const std::byte* panel, int64_t blocks, const uint16_t* x) {
   const int64_t panel_bytes = blocks * kPairedBlockBytes;
   repeat<P>([&](auto p) { tile_zero<p>(); });
   for (int64_t block = 0; block < blocks; ++block, panel += kPairedBlockBytes) {

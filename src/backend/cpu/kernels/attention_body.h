@@ -16,7 +16,7 @@ inline F32 load_page_lanes(const std::byte* base, int64_t index) {
 // ---- q . k ----------------------------------------------------------------------------------------------------------
 
 template <DType D, int R>
-[[gnu::flatten]] void scores_of_rows(float* scores, const float* q, const std::byte* keys, int64_t dim) {
+QUIPU_KERNEL void scores_of_rows(float* scores, const float* q, const std::byte* keys, int64_t dim) {
   for (int64_t key = 0; key < 64; key += 16 * kPassVectors) {
     F32 sum[R][kPassVectors];
     repeat<R>([&](auto r) { repeat<kPassVectors>([&](auto v) { sum[r][v] = f_zero(); }); });
@@ -59,7 +59,7 @@ void page_scores(float* scores, const float* q, int64_t rows, const HeadPage& ke
 // int8 keys against int8 queries: exact integer dots over 32 components, then scaled. Keys are made unsigned by
 // flipping their top bit, which adds 128; the start value takes 128 * sum(q) off again.
 template <int R>
-[[gnu::flatten]] void scores_of_rows_q8(float* scores, const int8_t* q, const float* q_scales, const int32_t* q_sums, const HeadPage& keys) {
+QUIPU_KERNEL void scores_of_rows_q8(float* scores, const int8_t* q, const float* q_scales, const int32_t* q_sums, const HeadPage& keys) {
   const int64_t blocks = keys.dim / 32;
   const std::byte* key_scales = keys.bytes + keys.dim * 64;
   for (int64_t key = 0; key < 64; key += 16 * kPassVectors) {
@@ -144,7 +144,7 @@ void softmax_page(float* scores, float* maximum, float* total, float* rescale, c
 
 // Components [begin, begin + 16 V) of R rows.
 template <DType D, int R, int V>
-[[gnu::flatten]] void values_of_rows(float* out, const float* p, const float* rescale, const HeadPage& values, int64_t keys, int64_t begin) {
+QUIPU_KERNEL void values_of_rows(float* out, const float* p, const float* rescale, const HeadPage& values, int64_t keys, int64_t begin) {
   const int64_t dim = values.dim;
   F32 sum[R][V];
   repeat<R>([&](auto r) {
@@ -165,7 +165,7 @@ template <DType D, int R, int V>
 
 // One block of 32 components (two vectors) of an int8 page; scales: [64] floats of this block.
 template <int R>
-[[gnu::flatten]] void values_of_rows_q8(float* out, const float* p, const float* rescale, const HeadPage& values, const float* scales,
+QUIPU_KERNEL void values_of_rows_q8(float* out, const float* p, const float* rescale, const HeadPage& values, const float* scales,
                        int64_t keys, int64_t begin) {
   const int64_t dim = values.dim;
   F32 sum[R][2];

@@ -2,13 +2,13 @@
 
 // Calls body(0), ..., body(N - 1) with constant arguments. A loop over a register tile must be written this way: GCC
 // decides which arrays live in registers before it unrolls loops, and stores the tile to the stack otherwise. Callers are
-// marked flatten, so that the bodies are inlined whatever their size.
+// marked QUIPU_KERNEL, so that the bodies are inlined whatever their size.
 template <class Body, int... kIndex>
-[[gnu::always_inline]] inline void repeat_indices(const Body& body, std::integer_sequence<int, kIndex...>) {
+QUIPU_KERNEL_INLINE inline void repeat_indices(const Body& body, std::integer_sequence<int, kIndex...>) {
   (body(std::integral_constant<int, kIndex>()), ...);
 }
 template <int N, class Body>
-[[gnu::always_inline]] inline void repeat(const Body& body) {
+QUIPU_KERNEL_INLINE inline void repeat(const Body& body) {
   repeat_indices(body, std::make_integer_sequence<int, N>());
 }
 

@@ -9,7 +9,7 @@
 
 // P panels side by side: P streams of memory and P independent chains of arithmetic.
 template <DType D, int P>
-[[gnu::flatten]] void gemv_panels(float* y, const std::byte* panel, int64_t panel_bytes, int64_t cols, const QuantisedTile& x) {
+QUIPU_KERNEL void gemv_panels(float* y, const std::byte* panel, int64_t panel_bytes, int64_t cols, const QuantisedTile& x) {
   using G = Geometry<D>;
   F32 sum[P];
   repeat<P>([&](auto p) { sum[p] = f_zero(); });
@@ -69,7 +69,7 @@ void widen_panel(uint8_t* codes, float* scales, float* minimums, const std::byte
 
 // T rows against P panels. The float sums live in `accumulators` (L1), the integer ones in registers.
 template <int T, int P, int kGroups, bool kMinimum>
-[[gnu::flatten]] void quantised_tile_of(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* accumulators) {
+QUIPU_KERNEL void quantised_tile_of(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* accumulators) {
   constexpr int kSteps = 8 / kGroups;
   const int64_t groups = w.cols / 32 * kGroups;
   const int64_t panel_codes = w.cols * 16;
@@ -110,35 +110,46 @@ template <int T, int P, int kGroups, bool kMinimum>
   });
 }
 
-// Calls action.template operator()<T, P>() for the tile sizes there are.
+// Calls action.template operator()<T>() for the tile sizes there are: kRegisterTileRows, where registers allow.
 template <class Action>
-void for_tile(int rows, int panels, const Action& action) {
-  if (panels == 2) {
-    switch (rows) {
-      case 12: return action.template operator()<12, 2>();
-      case 8: return action.template operator()<8, 2>();
-      case 4: return action.template operator()<4, 2>();
-      case 2: return action.template operator()<2, 2>();
-      default: return action.template operator()<1, 2>();
-    }
+void for_tile(int rows, const Action& action) {
+  if constexpr (kTileRows >= 12) {
+    if (rows == 12) return action.template operator()<12>();
+    if (rows == 8) return action.template operator()<8>();
   }
   switch (rows) {
-    case 12: return action.template operator()<12, 1>();
-    case 8: return action.template operator()<8, 1>();
-    case 4: return action.template operator()<4, 1>();
-    case 2: return action.template operator()<2, 1>();
-    default: return action.template operator()<1, 1>();
+    case 4: return action.template operator()<4>();
+    case 2: return action.template operator()<2>();
+    default: return action.template operator()<1>();
   }
 }
 
+// Part of an output tile that begins `panel` panels on.
+inline OutputTile tile_of_panel(const OutputTile& out, int panel, int panels) {
+  return {out.y + 16 * panel, out.ld, panel == panels - 1 ? out.lanes_last : 16, out.bias == nullptr ? nullptr : out.bias + 16 * panel};
+}
+
+template <int T, int P>
+void quantised_tile_of_format(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* accumulators) {
+  if (w.group == 16) {
+    if (w.minimums != nullptr) return quantised_tile_of<T, P, 2, true>(out, w, x, accumulators);
+    return quantised_tile_of<T, P, 2, false>(out, w, x, accumulators);
+  }
+  if (w.minimums != nullptr) return quantised_tile_of<T, P, 1, true>(out, w, x, accumulators);
+  return quantised_tile_of<T, P, 1, false>(out, w, x, accumulators);
+}
+
 void quantised_tile(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* accumulators) {
-  for_tile(x.rows, w.panels, [&]<int T, int P>() {
-    if (w.group == 16) {
-      if (w.minimums != nullptr) return quantised_tile_of<T, P, 2, true>(out, w, x, accumulators);
-      return quantised_tile_of<T, P, 2, false>(out, w, x, accumulators);
+  for_tile(x.rows, [&]<int T>() {
+    if constexpr (kTilePanels == 2) {
+      if (w.panels == 2) return quantised_tile_of_format<T, 2>(out, w, x, accumulators);
     }
-    if (w.minimums != nullptr) return quantised_tile_of<T, P, 1, true>(out, w, x, accumulators);
-    return quantised_tile_of<T, P, 1, false>(out, w, x, accumulators);
+    const int64_t scales = w.cols / w.group * 16;
+    for (int p = 0; p < w.panels; ++p) {
+      const WidePanels one{1, w.codes + p * w.cols * 16, w.scales + p * scales,
+                           w.minimums == nullptr ? nullptr : w.minimums + p * scales, w.cols, w.group};
+      quantised_tile_of_format<T, 1>(tile_of_panel(out, p, w.panels), one, x, accumulators);
+    }
   });
 }
 
@@ -173,7 +184,7 @@ inline F32 load_float16_lanes(const std::byte* p) {
 }
 
 template <DType D, int T, int P>
-[[gnu::always_inline]] inline void float_tile_sums(F32 (&sum)[P][T], const std::byte* panel, int64_t cols, const float* x) {
+QUIPU_KERNEL_INLINE inline void float_tile_sums(F32 (&sum)[P][T], const std::byte* panel, int64_t cols, const float* x) {
   constexpr int kRowBytes = D == DType::kF32 ? 64 : 32;
   repeat<P>([&](auto p) { repeat<T>([&](auto t) { sum[p][t] = f_zero(); }); });
   const int64_t panel_bytes = cols * kRowBytes;
@@ -198,7 +209,7 @@ void for_float(DType dtype, const Action& action) {
 }
 
 template <DType D, int P>
-[[gnu::flatten]] void float_gemv_panels(float* y, const std::byte* panel, int64_t cols, const float* x) {
+QUIPU_KERNEL void float_gemv_panels(float* y, const std::byte* panel, int64_t cols, const float* x) {
   F32 sum[P][1];
   float_tile_sums<D, 1, P>(sum, panel, cols, x);
   repeat<P>([&](auto p) { f_store(y + 16 * p, sum[p][0]); });
@@ -215,7 +226,7 @@ void float_gemv(float* y, const std::byte* panel, int64_t panels, DType dtype, i
 }
 
 template <DType D, int T, int P>
-[[gnu::flatten]] void float_tile_of(const OutputTile& out, const std::byte* panel, int64_t cols, const float* x) {
+QUIPU_KERNEL void float_tile_of(const OutputTile& out, const std::byte* panel, int64_t cols, const float* x) {
   F32 sum[P][T];
   float_tile_sums<D, T, P>(sum, panel, cols, x);
   repeat<P>([&](auto p) {
@@ -226,6 +237,12 @@ template <DType D, int T, int P>
 void float_tile(const OutputTile& out, const std::byte* panel, int panels, DType dtype, int64_t cols, const float* x,
                 int rows) {
   for_float(dtype, [&]<DType D>() {
-    for_tile(rows, panels, [&]<int T, int P>() { float_tile_of<D, T, P>(out, panel, cols, x); });
+    for_tile(rows, [&]<int T>() {
+      if constexpr (kTilePanels == 2) {
+        if (panels == 2) return float_tile_of<D, T, 2>(out, panel, cols, x);
+      }
+      const int64_t panel_bytes = cols * (D == DType::kF32 ? 64 : 32);
+      for (int p = 0; p < panels; ++p) float_tile_of<D, T, 1>(tile_of_panel(out, p, panels), panel + p * panel_bytes, cols, x);
+    });
   });
 }

@@ -84,7 +84,7 @@ inline void load_scales(const std::byte* header, const std::byte* fields, F32 (&
 
 // Codes of a panel one byte each, each vector passed through `adjust`, with the scales and minimums in float.
 template <DType D, class Adjust>
-[[gnu::flatten]] void widen(uint8_t* codes, float* scales, float* minimums, const std::byte* panel, int64_t cols,
+QUIPU_KERNEL void widen(uint8_t* codes, float* scales, float* minimums, const std::byte* panel, int64_t cols,
                             const Adjust& adjust) {
   using G = Geometry<D>;
   const int64_t supers = cols / (32 * G::kBlocksPerSuper);

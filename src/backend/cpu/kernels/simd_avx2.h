@@ -1,6 +1,7 @@
 // 16-lane vectors on AVX2, FMA and F16C: two registers each. See simd_avx512.h for the contract.
 
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 4;       // most rows of activations a register tile holds
+constexpr int kTilePanels = 1;      // against so many panels
 
 struct F32 { __m256 a, b; };
 struct I32 { __m256i a, b; };

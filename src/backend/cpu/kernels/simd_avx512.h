@@ -1,7 +1,8 @@
 // 16-lane vectors on AVX-512. Included inside the target region and namespace of one instruction set: no include guard,
 // no namespace, no standard headers of its own.
 
-constexpr int kTileRows = 12;      // rows of activations a register tile holds against two panels
+constexpr int kTileRows = 12;       // most rows of activations a register tile holds
+constexpr int kTilePanels = 2;      // against so many panels
 
 using F32 = __m512;
 using I32 = __m512i;

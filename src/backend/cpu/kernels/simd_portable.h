@@ -1,7 +1,8 @@
 // 16-lane vectors as plain arrays: the meaning of the others, for any machine. See simd_avx512.h for the contract.
 // Multiply-add rounds twice here: a library fma without hardware is far too slow.
 
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 4;       // most rows of activations a register tile holds
+constexpr int kTilePanels = 1;      // against so many panels
 
 struct F32 { float v[16]; };
 struct I32 { int32_t v[16]; };

@@ -1,12 +1,15 @@
 // The finished table. Included last.
 inline void hold_nothing() {}
 
+// The sizes of kRegisterTileRows that this set has registers for.
+constexpr const int* kTableTileRows = kTileRows >= 12 ? kRegisterTileRows : kRegisterTileRows + 2;
+
 constexpr KernelTable make_table(const char* name) {
   return {.name = name,
-          .integer_tiles = {kRegisterTileRows, 4},
-          .float_tiles = {kRegisterTileRows, 1},
+          .integer_tiles = {kTableTileRows, 4},
+          .float_tiles = {kTableTileRows, 1},
           .paired_tiles = {},
-          .tile_scratch_bytes = 2 * kRegisterTileRows[0] * 64,
+          .tile_scratch_bytes = kTilePanels * kTileRows * 64,
           .end_products = hold_nothing,
           .quantise_row = quantise_row,
           .quantised_gemv = quantised_gemv,
