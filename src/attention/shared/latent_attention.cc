@@ -1,0 +1,396 @@
+#include "attention/shared/latent_attention.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "tensor/float16.h"
+
+namespace quipu {
+namespace {
+
+constexpr int64_t kMost = 1 << 16;
+constexpr int64_t kTileRows = 64;   // rows whose absorbed queries are held at once
+
+Result<std::vector<float>> optional_vector(WeightSource& weights, std::string_view role, int64_t length,
+                                           std::string_view meaning) {
+  if (!weights.has(role)) return std::vector<float>();
+  return weights.vector(role, length, meaning);
+}
+
+const float* data_or_null(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
+
+std::string term(const char* name, int64_t value) { return std::string(name) + " " + std::to_string(value); }
+
+// Packs floats that came from a file in the narrowest of bf16, f16 and f32 that holds them all exactly.
+Result<std::unique_ptr<PackedMatrix>> pack_exactly(Backend& backend, std::span<const float> values, int64_t rows,
+                                                   int64_t cols) {
+  const auto all = [&](auto same) { return std::all_of(values.begin(), values.end(), same); };
+  const auto pack16 = [&](DType dtype, auto encode) {
+    std::vector<uint16_t> narrow(values.size());
+    std::transform(values.begin(), values.end(), narrow.begin(), encode);
+    return backend.pack({dtype, rows, cols, std::as_bytes(std::span(narrow))});
+  };
+  if (all([](float v) { return (std::bit_cast<uint32_t>(v) & 0xffffu) == 0; })) return pack16(DType::kBF16, f32_to_bf16);
+  if (all([](float v) { return std::bit_cast<uint32_t>(f16_to_f32(f32_to_f16(v))) == std::bit_cast<uint32_t>(v); })) {
+    return pack16(DType::kF16, f32_to_f16);
+  }
+  return backend.pack({DType::kF32, rows, cols, std::as_bytes(values)});
+}
+
+Result<LatentNorm> read_norm(const HyperParameters& p) {
+  ASSIGN_OR_RETURN(const std::string norm, p.text("latent_norm"));
+  if (norm == "none") return LatentNorm::kNone;
+  if (norm == "rms") return LatentNorm::kRms;
+  if (norm == "layer") return LatentNorm::kLayer;
+  return bad_input(p.origin() + ": attention setting latent_norm is \"" + norm + "\", expected none, rms or layer");
+}
+
+Result<LatentForm> read_form(const HyperParameters& p) {
+  ASSIGN_OR_RETURN(const std::string form, p.text_or("form", "absorbed"));
+  if (form == "absorbed") return LatentForm::kAbsorbed;
+  if (form == "expanded") return LatentForm::kExpanded;
+  if (form == "auto") return LatentForm::kAuto;
+  return bad_input(p.origin() + ": attention setting form is \"" + form + "\", expected absorbed, expanded or auto");
+}
+
+}  // namespace
+
+int64_t LatentSettings::crossover() const {
+  const int64_t saved = 2 * rank - up_dim();   // per head, query and row, by expanding
+  return saved <= 0 ? std::numeric_limits<int64_t>::max() : (rank * up_dim() + saved - 1) / saved;
+}
+
+Result<LatentSettings> read_latent_settings(const AttentionShape& shape, const HyperParameters& p) {
+  LatentSettings s;
+  s.hidden = shape.hidden;
+  ASSIGN_OR_RETURN(s.heads, p.integer("heads", 1, kMost));
+  ASSIGN_OR_RETURN(s.query_rank, p.integer_or("query_rank", 0, kMost, 0));
+  ASSIGN_OR_RETURN(s.rank, p.integer("latent_rank", 1, kMost));
+  ASSIGN_OR_RETURN(s.nope_dim, p.integer("nope_dim", 1, kMost));
+  ASSIGN_OR_RETURN(s.rope_dim, p.integer("rope_dim", 0, kMost));
+  if (s.rope_dim % 2 != 0) {
+    return bad_input(p.origin() + ": attention setting rope_dim is " + std::to_string(s.rope_dim) +
+                     ", expected an even number");
+  }
+  ASSIGN_OR_RETURN(s.value_dim, p.integer("value_dim", 1, kMost));
+  ASSIGN_OR_RETURN(s.norm, read_norm(p));
+  if (s.norm != LatentNorm::kNone) {
+    ASSIGN_OR_RETURN(const double epsilon, p.number("norm_epsilon", 0.0, 1.0));
+    s.norm_epsilon = static_cast<float>(epsilon);
+  }
+  ASSIGN_OR_RETURN(s.form, read_form(p));
+  ASSIGN_OR_RETURN(s.rope, rope_settings(p, s.rope_dim));
+  double usual = 1.0 / std::sqrt(static_cast<double>(s.query_dim()));
+  if (s.rope.scaling.kind == RopeScalingKind::kYarn && p.has("rope_mscale_all_dim")) {
+    ASSIGN_OR_RETURN(const double multiplier, p.number("rope_mscale_all_dim", 0.0, 1e3));
+    const double magnitude = multiplier > 0.0 ? yarn_magnitude(s.rope.scaling.factor, multiplier) : 1.0;
+    usual *= magnitude * magnitude;   // on both parts of the key                                [DeepSeek-V2 code]
+  }
+  ASSIGN_OR_RETURN(const double scale, p.number_or("scale", 1e-9, 1e9, usual));
+  s.scale = static_cast<float>(scale);
+  return s;
+}
+
+Result<void> LatentAttention::bind(WeightSource& weights) {
+  const int64_t query_rows = s_.heads * s_.query_dim();
+  const std::string query_meaning =
+      term("heads", s_.heads) + " * (" + term("nope_dim", s_.nope_dim) + " + " + term("rope_dim", s_.rope_dim) + ")";
+  const std::string row_meaning = term("latent_rank", s_.rank) + " + " + term("rope_dim", s_.rope_dim);
+  const bool norms = s_.norm != LatentNorm::kNone;
+  const auto bind_norm = [&](const char* role, int64_t length, const char* meaning, std::vector<float>& weight,
+                             std::vector<float>& bias) -> Result<void> {
+    if (!norms) return {};
+    ASSIGN_OR_RETURN(weight, weights.vector(role, length, meaning));
+    if (s_.norm != LatentNorm::kLayer) return {};
+    ASSIGN_OR_RETURN(bias, optional_vector(weights, std::string(role) + "_bias", length, meaning));
+    if (bias.empty()) bias.assign(static_cast<size_t>(length), 0.0f);
+    return {};
+  };
+  if (s_.query_rank > 0) {
+    const std::string rank_meaning = term("query_rank", s_.query_rank);
+    ASSIGN_OR_RETURN(query_down_, weights.matrix("query_down", s_.query_rank, s_.hidden, rank_meaning));
+    ASSIGN_OR_RETURN(query_down_bias_, optional_vector(weights, "query_down_bias", s_.query_rank, rank_meaning));
+    RETURN_IF_ERROR(bind_norm("query_norm", s_.query_rank, "query_rank", query_norm_, query_norm_bias_));
+    ASSIGN_OR_RETURN(query_up_, weights.matrix("query_up", query_rows, s_.query_rank, query_meaning));
+  } else {
+    ASSIGN_OR_RETURN(query_, weights.matrix("query", query_rows, s_.hidden, query_meaning));
+    ASSIGN_OR_RETURN(query_bias_, optional_vector(weights, "query_bias", query_rows, query_meaning));
+  }
+  ASSIGN_OR_RETURN(latent_down_, weights.matrix("latent_down", s_.width(), s_.hidden, row_meaning));
+  ASSIGN_OR_RETURN(latent_down_bias_, optional_vector(weights, "latent_down_bias", s_.width(), row_meaning));
+  RETURN_IF_ERROR(bind_norm("latent_norm", s_.rank, "latent_rank", latent_norm_, latent_norm_bias_));
+  ASSIGN_OR_RETURN(output_, weights.matrix("output", s_.hidden, s_.heads * s_.value_dim,
+                                           "columns: " + term("heads", s_.heads) + " * " + term("value_dim", s_.value_dim)));
+  ASSIGN_OR_RETURN(output_bias_, optional_vector(weights, "output_bias", s_.hidden, "hidden"));
+  return {};
+}
+
+// The up-projection in the shapes that the form multiplies by.
+Result<void> LatentAttention::bind_up(WeightSource& weights, Backend& backend) {
+  const int64_t rank = s_.rank, nope = s_.nope_dim, value = s_.value_dim, up = s_.up_dim();
+  std::vector<float> joint;   // [heads][nope | value][rank]
+  if (weights.has("key_up")) {
+    ASSIGN_OR_RETURN(const std::vector<float> keys,
+                     weights.dense("key_up", s_.heads * rank, nope, term("heads", s_.heads) + " * " + term("latent_rank", rank)));
+    ASSIGN_OR_RETURN(const std::vector<float> values,
+                     weights.dense("value_up", s_.heads * value, rank, term("heads", s_.heads) + " * " + term("value_dim", value)));
+    joint.resize(static_cast<size_t>(s_.heads * up * rank));
+    for (int64_t head = 0; head < s_.heads; ++head) {
+      float* target = joint.data() + head * up * rank;
+      const float* key = keys.data() + head * rank * nope;
+      for (int64_t r = 0; r < rank; ++r) {
+        for (int64_t c = 0; c < nope; ++c) target[c * rank + r] = key[r * nope + c];
+      }
+      std::copy_n(values.data() + head * value * rank, value * rank, target + nope * rank);
+    }
+  } else {
+    ASSIGN_OR_RETURN(joint, weights.dense("latent_up", s_.heads * up, rank,
+                                          term("heads", s_.heads) + " * (" + term("nope_dim", nope) + " + " +
+                                              term("value_dim", value) + ")"));
+  }
+  if (s_.form != LatentForm::kAbsorbed) {
+    ASSIGN_OR_RETURN(latent_up_, pack_exactly(backend, joint, s_.heads * up, rank));
+  }
+  if (s_.form == LatentForm::kExpanded) return {};
+  std::vector<float> transposed(static_cast<size_t>(rank * nope));
+  for (int64_t head = 0; head < s_.heads; ++head) {
+    const float* block = joint.data() + head * up * rank;
+    for (int64_t c = 0; c < nope; ++c) {
+      for (int64_t r = 0; r < rank; ++r) transposed[static_cast<size_t>(r * nope + c)] = block[c * rank + r];
+    }
+    ASSIGN_OR_RETURN(auto key, pack_exactly(backend, transposed, rank, nope));
+    key_up_.push_back(std::move(key));
+    const std::span<const float> values(block + nope * rank, static_cast<size_t>(value * rank));
+    ASSIGN_OR_RETURN(auto value_matrix, pack_exactly(backend, values, value, rank));
+    value_up_.push_back(std::move(value_matrix));
+  }
+  return {};
+}
+
+Result<LatentAttention> LatentAttention::create(const LatentSettings& settings, WeightSource& weights, Backend& backend) {
+  LatentAttention attention;
+  attention.s_ = settings;
+  attention.threads_ = backend.threads();
+  RETURN_IF_ERROR(attention.bind(weights));
+  RETURN_IF_ERROR(attention.bind_up(weights, backend));
+  return attention;
+}
+
+DType LatentAttention::cache_dtype(DType wanted) const {
+  CHECK(is_kv_dtype(wanted)) << "cache dtype " << dtype_name(wanted);
+  return s_.width() % traits(wanted).block_elements == 0 ? wanted : DType::kF16;
+}
+
+bool LatentAttention::expands(int64_t rows_of_sequence) const {
+  if (s_.form == LatentForm::kAuto) return rows_of_sequence >= s_.crossover();
+  return s_.form == LatentForm::kExpanded;
+}
+
+int64_t LatentAttention::scratch_bytes(int64_t rows) const {
+  const int64_t tile = std::min(rows, kTileRows);
+  const LatentShape shape = kernel_shape(DType::kF32);
+  int64_t bytes = Arena::planned<float>(rows * s_.heads * s_.query_dim()) + Arena::planned<float>(rows * s_.width()) +
+                  Arena::planned<float>(rows * s_.query_rank) + Arena::planned<float>(rows * s_.heads * s_.rope_dim) +
+                  Arena::planned<float>(rows * s_.heads * s_.value_dim);
+  if (s_.form != LatentForm::kExpanded) {
+    bytes += Arena::planned<float>(tile * s_.heads * s_.width()) + Arena::planned<float>(tile * s_.heads * s_.rank) +
+             Arena::planned<float>(threads_ * absorbed_scratch_floats(shape));
+  }
+  if (s_.form != LatentForm::kAbsorbed) {
+    bytes += Arena::planned<float>(kPageRows * s_.width()) + Arena::planned<float>(kPageRows * s_.heads * s_.up_dim()) +
+             Arena::planned<SoftmaxState>(rows * s_.heads);
+  }
+  return bytes;
+}
+
+void LatentAttention::norm(Backend& backend, MatrixView<float> x, const std::vector<float>& weight,
+                           const std::vector<float>& bias) const {
+  if (s_.norm == LatentNorm::kRms) backend.rms_norm(x, x, weight, s_.norm_epsilon);
+  if (s_.norm == LatentNorm::kLayer) backend.layer_norm(x, x, weight, bias, s_.norm_epsilon);
+}
+
+// Only the last rope_dim entries of a head turn: they are gathered, rotated and put back.
+void LatentAttention::rotate_queries(Backend& backend, MatrixView<float> query, std::span<const int64_t> positions,
+                                     Arena& scratch) const {
+  const ArenaMark mark(scratch);
+  const int64_t dim = s_.rope_dim;
+  const MatrixView<float> rotary = scratch.matrix(query.rows, s_.heads * dim);
+  for (int64_t row = 0; row < query.rows; ++row) {
+    for (int64_t head = 0; head < s_.heads; ++head) {
+      std::copy_n(query.row(row) + head * s_.query_dim() + s_.nope_dim, dim, rotary.row(row) + head * dim);
+    }
+  }
+  backend.rope(rotary, dim, positions, s_.rope.inverse_frequency,
+               {.interleaved = s_.rope.interleaved, .rotary_dim = dim, .magnitude = s_.rope.magnitude});
+  for (int64_t row = 0; row < query.rows; ++row) {
+    for (int64_t head = 0; head < s_.heads; ++head) {
+      std::copy_n(rotary.row(row) + head * dim, dim, query.row(row) + head * s_.query_dim() + s_.nope_dim);
+    }
+  }
+}
+
+LatentAttention::Projected LatentAttention::project(Backend& backend, MatrixView<const float> x,
+                                                    std::span<const int64_t> positions, Arena& scratch) const {
+  const Projected result{scratch.matrix(x.rows, s_.heads * s_.query_dim()), scratch.matrix(x.rows, s_.width())};
+  const ArenaMark mark(scratch);
+  const MatrixView<float> low = scratch.matrix(x.rows, s_.query_rank);
+  const bool low_rank = s_.query_rank > 0;
+  const MatmulOutput projections[] = {
+      {low_rank ? low : result.query, low_rank ? query_down_.get() : query_.get(),
+       data_or_null(low_rank ? query_down_bias_ : query_bias_)},
+      {result.latent, latent_down_.get(), data_or_null(latent_down_bias_)}};
+  backend.matmul(projections, x);
+  if (low_rank) {
+    norm(backend, low, query_norm_, query_norm_bias_);
+    backend.matmul(result.query, *query_up_, low);
+  }
+  norm(backend, result.latent.cols_from(0, s_.rank), latent_norm_, latent_norm_bias_);
+  if (s_.rope_dim > 0) {
+    backend.rope(result.latent.cols_from(s_.rank, s_.rope_dim), s_.rope_dim, positions, s_.rope.inverse_frequency,
+                 {.interleaved = s_.rope.interleaved, .rotary_dim = s_.rope_dim, .magnitude = s_.rope.magnitude});
+    rotate_queries(backend, result.query, positions, scratch);
+  }
+  return result;
+}
+
+void LatentAttention::absorbed(Backend& backend, MatrixView<float> heads, MatrixView<const float> query,
+                               std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const {
+  const ArenaMark mark(scratch);
+  CHECK(backend.threads() <= threads_) << "a back end of " << backend.threads() << " threads, weights packed for " << threads_;
+  const LatentShape shape = kernel_shape(dtype);
+  const int64_t tile = std::min(query.rows, kTileRows);
+  const MatrixView<float> inward = scratch.matrix(tile, s_.heads * s_.width());
+  const MatrixView<float> summed = scratch.matrix(tile, s_.heads * s_.rank);
+  float* work = scratch.take<float>(threads_ * absorbed_scratch_floats(shape));
+  for (int64_t begin = 0; begin < query.rows; begin += tile) {
+    const int64_t rows = std::min(tile, query.rows - begin);
+    const MatrixView<float> q = inward.rows_from(0, rows), sums = summed.rows_from(0, rows);
+    const MatrixView<const float> from = query.rows_from(begin, rows);
+    const MatrixView<float> to = heads.rows_from(begin, rows);
+    for (int64_t head = 0; head < s_.heads; ++head) {
+      backend.matmul(q.cols_from(head * s_.width(), s_.rank), *key_up_[static_cast<size_t>(head)],
+                     from.cols_from(head * s_.query_dim(), s_.nope_dim));
+      for (int64_t row = 0; row < rows; ++row) {
+        std::copy_n(from.row(row) + head * s_.query_dim() + s_.nope_dim, s_.rope_dim,
+                    q.row(row) + head * s_.width() + s_.rank);
+      }
+    }
+    attend_absorbed(backend.pool(), sums, q, contexts.subspan(static_cast<size_t>(begin), static_cast<size_t>(rows)), shape,
+                    work);
+    for (int64_t head = 0; head < s_.heads; ++head) {
+      backend.matmul(to.cols_from(head * s_.value_dim, s_.value_dim), *value_up_[static_cast<size_t>(head)],
+                     sums.cols_from(head * s_.rank, s_.rank));
+    }
+  }
+}
+
+// Rows of one sequence: every page is expanded once for all of them, then their own rows.
+void LatentAttention::expanded(Backend& backend, MatrixView<float> heads, MatrixView<const float> query,
+                               std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const {
+  const ArenaMark mark(scratch);
+  const int64_t width = s_.width(), up = s_.up_dim();
+  float* decoded = scratch.take<float>(kPageRows * width);
+  const MatrixView<float> keys_values = scratch.matrix(kPageRows, s_.heads * up);
+  SoftmaxState* states = scratch.take<SoftmaxState>(query.rows * s_.heads);
+  int64_t most = 0;
+  for (int64_t row = 0; row < query.rows; ++row) {
+    std::fill_n(heads.row(row), heads.cols, 0.0f);
+    for (int64_t head = 0; head < s_.heads; ++head) std::construct_at(states + row * s_.heads + head);
+    most = std::max(most, contexts[static_cast<size_t>(row)].rows);
+  }
+  // Query `row` reads `count` rows of the block that begins at `latents` and, expanded, at keys_values row `first`.
+  const auto add_block = [&](int64_t row, int64_t head, const float* latents, int64_t first, int64_t count) {
+    const float* of_head = keys_values.row(first) + head * up;
+    const float* q = query.row(row) + head * s_.query_dim();
+    attend_latent_block(states[row * s_.heads + head], heads.row(row) + head * s_.value_dim, q, q + s_.nope_dim, s_.scale,
+                        {.key = of_head, .key_stride = keys_values.stride, .key_dim = s_.nope_dim,
+                         .rotary = latents + s_.rank, .rotary_stride = width, .rotary_dim = s_.rope_dim,
+                         .value = of_head + s_.nope_dim, .value_stride = keys_values.stride, .value_dim = s_.value_dim},
+                        count);
+  };
+  const auto expand = [&](const float* latents, int64_t count) {
+    backend.matmul(keys_values.rows_from(0, count), *latent_up_, {latents, count, s_.rank, width});
+  };
+  for (int64_t first = 0; first < most; first += kPageRows) {
+    const int64_t count = std::min(kPageRows, most - first);
+    const std::byte* page = contexts[0].pages[static_cast<size_t>(first / kPageRows)];
+    // Always a whole page, whose unwritten rows nobody reads: products of one shape need no new memory in the back end.
+    const float* latents = latent_rows(page, dtype, width, kPageRows, decoded);
+    expand(latents, kPageRows);
+    backend.pool().parallel_for(query.rows, [&](int64_t row) {
+      const int64_t seen = std::min(count, contexts[static_cast<size_t>(row)].rows - first);
+      for (int64_t head = 0; seen > 0 && head < s_.heads; ++head) add_block(row, head, latents, 0, seen);
+    });
+  }
+  for (int64_t begin = 0; begin < query.rows; begin += kPageRows) {
+    const int64_t count = std::min(kPageRows, query.rows - begin);
+    if (contexts[0].own != nullptr) {
+      for (int64_t row = 0; row < count; ++row) {
+        std::copy_n(contexts[static_cast<size_t>(begin + row)].own, width, decoded + row * width);
+      }
+      expand(decoded, count);
+    }
+    backend.pool().parallel_for(count, [&](int64_t i) {
+      const int64_t row = begin + i;
+      for (int64_t head = 0; head < s_.heads; ++head) {
+        if (contexts[0].own != nullptr) add_block(row, head, decoded + i * width, i, 1);
+        float* sum = heads.row(row) + head * s_.value_dim;
+        for (int64_t c = 0; c < s_.value_dim; ++c) sum[c] /= states[row * s_.heads + head].sum;
+      }
+    });
+  }
+}
+
+void LatentAttention::attend(Backend& backend, MatrixView<float> out, MatrixView<const float> query,
+                             std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const {
+  const ArenaMark mark(scratch);
+  CHECK(static_cast<int64_t>(contexts.size()) == query.rows) << contexts.size() << " contexts of " << query.rows << " rows";
+  const MatrixView<float> heads = scratch.matrix(query.rows, s_.heads * s_.value_dim);
+  for (int64_t begin = 0; begin < query.rows;) {
+    const LatentContext& first = contexts[static_cast<size_t>(begin)];
+    // Absorbed rows of all sequences together; expanded ones by sequence.
+    int64_t end = begin + 1;
+    for (; end < query.rows; ++end) {
+      const LatentContext& next = contexts[static_cast<size_t>(end)];
+      if (next.expand != first.expand || (first.expand && next.pages.data() != first.pages.data())) break;
+    }
+    const auto part = contexts.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+    const MatrixView<float> to = heads.rows_from(begin, end - begin);
+    const MatrixView<const float> from = query.rows_from(begin, end - begin);
+    if (first.expand) {
+      expanded(backend, to, from, part, dtype, scratch);
+    } else {
+      absorbed(backend, to, from, part, dtype, scratch);
+    }
+    begin = end;
+  }
+  backend.matmul(out, *output_, heads, data_or_null(output_bias_));
+}
+
+int64_t LatentAttention::weight_bytes() const {
+  int64_t bytes = latent_down_->bytes() + output_->bytes();
+  for (const auto* matrix : {&query_, &query_down_, &query_up_, &latent_up_}) bytes += *matrix ? (*matrix)->bytes() : 0;
+  for (const auto& matrix : key_up_) bytes += matrix->bytes();
+  for (const auto& matrix : value_up_) bytes += matrix->bytes();
+  size_t floats = s_.rope.inverse_frequency.size();
+  for (const auto* values : {&query_bias_, &query_down_bias_, &latent_down_bias_, &output_bias_, &query_norm_,
+                             &query_norm_bias_, &latent_norm_, &latent_norm_bias_}) {
+    floats += values->size();
+  }
+  return bytes + static_cast<int64_t>(floats * sizeof(float));
+}
+
+int64_t LatentAttention::flops_per_token() const {
+  const int64_t queries = s_.heads * s_.query_dim();
+  const int64_t query = s_.query_rank > 0 ? s_.query_rank * (s_.hidden + queries) : s_.hidden * queries;
+  return 2 * (query + s_.hidden * s_.width() + s_.heads * s_.rank * s_.up_dim() + s_.heads * s_.value_dim * s_.hidden);
+}
+
+int64_t LatentAttention::flops_per_row() const {
+  return 2 * s_.heads * (s_.form == LatentForm::kExpanded ? s_.query_dim() + s_.value_dim : 2 * s_.rank + s_.rope_dim);
+}
+
+}  // namespace quipu
