@@ -154,24 +154,25 @@ void quantised_tile(const OutputTile& out, const WidePanels& w, const QuantisedT
 }
 
 void quantise_row(int8_t* codes, float* scales, int32_t* sums16, const float* x, int64_t cols) {
+  const F32 limit = f_set1(127.0f);
+  const F32 minus = f_set1(-127.0f);
+  F32 poison = f_zero();   // stays 0 for finite numbers, becomes NaN otherwise
   for (int64_t block = 0; block < cols / 32; ++block) {
     const F32 a = f_load(x + 32 * block);
     const F32 b = f_load(x + 32 * block + 16);
+    poison = f_add(poison, f_add(f_sub(a, a), f_sub(b, b)));
     const float largest = f_reduce_max(f_max(f_abs(a), f_abs(b)));
-    // 0 for finite numbers, NaN otherwise: the scale carries it into every result of the row
-    const float poison = f_reduce_add(f_add(f_sub(a, a), f_sub(b, b)));
-    const float scale = largest / 127.0f + poison;
     const F32 inverse = f_set1(largest > 0.0f ? 127.0f / largest : 0.0f);
-    const F32 limit = f_set1(127.0f);
-    const F32 minus = f_set1(-127.0f);
     const I32 code_a = i_from_f(f_max(f_min(f_mul(a, inverse), limit), minus));
     const I32 code_b = i_from_f(f_max(f_min(f_mul(b, inverse), limit), minus));
     i_store_i8(codes + 32 * block, code_a);
     i_store_i8(codes + 32 * block + 16, code_b);
-    scales[block] = scale;
+    scales[block] = largest / 127.0f;
     sums16[2 * block] = i_reduce_add(code_a);
     sums16[2 * block + 1] = i_reduce_add(code_b);
   }
+  // The first scale carries a NaN into every result of the row.
+  scales[0] += f_reduce_add(poison);
 }
 
 // ---- float weights ------------------------------------------------------------------------------------------------
