@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Adds up what ./check left in a folder and prints the closing line.
 
-For every PRESET.junit (ctest's report) and PRESET/*.xml (GoogleTest's, one per test program): the tests of a program that
-wrote its own report are counted one by one; any other ctest entry counts as one, and so does a fuzz target (a line of fuzz_passed). Skips are listed with their reasons.
+For every PRESET.junit (ctest's report) and PRESET/*.xml (GoogleTest's, one per test program): the tests of a program
+that wrote its own report are counted one by one; any other ctest entry counts as one, and so does a fuzz target (a line
+of fuzz_passed). Skips are listed with their reasons.
 Exit code 1 when anything failed, or when nothing ran.
 """
+
 import pathlib
 import sys
 import xml.etree.ElementTree as ElementTree

@@ -29,7 +29,8 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 9> kLongSpel
 // Flags of other engines that have no counterpart here: better a reason than "unknown".
 constexpr std::array<std::pair<std::string_view, std::string_view>, 5> kForeignFlags = {{
     {"--gpu-layers", "there is no GPU back end yet; leave the flag out"},
-    {"--flash-attn", "attention never builds a T x T matrix here, so there is nothing to switch on; leave the flag out"},
+    {"--flash-attn",
+     "attention never builds a T x T matrix here, so there is nothing to switch on; leave the flag out"},
     {"--hf-repo", "models are not downloaded by name; give the path of a GGUF file or of a Hugging Face folder"},
     {"--parallel", "there is no server yet; run one program per conversation"},
     {"--jinja", "the model's own template is always used; --raw turns it off"},
@@ -84,8 +85,9 @@ Result<void> check_flags_known(const CLI::App& app, const std::vector<std::strin
     }
     const std::string shown = is_long ? name : word;
     const std::string near = nearest_word(shown, flag_names(app));
-    return usage_error("unknown flag " + printable(shown) +
-                       (near.empty() ? "; '" + app.get_name() + " --help' lists them" : "; did you mean " + near + "?"));
+    return usage_error(
+        "unknown flag " + printable(shown) +
+        (near.empty() ? "; '" + app.get_name() + " --help' lists them" : "; did you mean " + near + "?"));
   }
   return {};
 }
@@ -93,12 +95,12 @@ Result<void> check_flags_known(const CLI::App& app, const std::vector<std::strin
 Result<void> parse_words(CLI::App& app, const std::vector<std::string>& words) {
   RETURN_IF_ERROR(check_flags_known(app, words));
   try {
-    std::vector<std::string> reversed(words.rbegin(), words.rend());   // CLI11 wants the last word first
+    std::vector<std::string> reversed(words.rbegin(), words.rend());  // CLI11 wants the last word first
     app.parse(std::move(reversed));
   } catch (const CLI::ExtrasError&) {
     const std::vector<std::string> extra = app.remaining();
-    return usage_error("'" + printable(extra.empty() ? "" : extra[0]) + "' is one word too many; quote text that has spaces, or see '" +
-                       app.get_name() + " --help'");
+    return usage_error("'" + printable(extra.empty() ? "" : extra[0]) +
+                       "' is one word too many; quote text that has spaces, or see '" + app.get_name() + " --help'");
   } catch (const CLI::ParseError& error) {
     std::string message = error.what();
     message = message.substr(0, message.find('\n'));
@@ -112,13 +114,15 @@ CLI::Validator whole_number(int64_t low, int64_t high) {
       [low, high](std::string& word) -> std::string {
         int64_t value = 0;
         const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-        if (error == std::errc::result_out_of_range || (error == std::errc() && end == word.data() + word.size() &&
-                                                        (value < low || value > high))) {
+        if (error == std::errc::result_out_of_range ||
+            (error == std::errc() && end == word.data() + word.size() && (value < low || value > high))) {
           const bool open = high == std::numeric_limits<int64_t>::max();
           return printable(word) + (open ? " is less than " + std::to_string(low)
                                          : " is not within " + std::to_string(low) + " to " + std::to_string(high));
         }
-        if (error != std::errc() || end != word.data() + word.size()) return "'" + printable(word) + "' is not a whole number";
+        if (error != std::errc() || end != word.data() + word.size()) {
+          return "'" + printable(word) + "' is not a whole number";
+        }
         return "";
       },
       "");

@@ -37,9 +37,9 @@ struct BenchFlags {
 // One measurement: `prompt` tokens fed or `generate` tokens generated (the other is 0), after `depth` tokens.
 struct Measurement {
   int64_t prompt = 0, generate = 0, depth = 0;
-  std::vector<double> samples;     // tokens per second
+  std::vector<double> samples;  // tokens per second
   double median = 0, low = 0, high = 0;
-  double gigabytes_per_second = 0; // generation only
+  double gigabytes_per_second = 0;  // generation only
   double roof_share = 0;
   uint64_t logits_hash = 0;
   uint64_t state_bytes = 0;
@@ -84,8 +84,9 @@ class DepthSession {
     if (session_->tokens() == depth) return {};
     const std::vector<int32_t> ids = tokens_at(session_->tokens(), depth - session_->tokens());
     ProgressBar bar("filling to depth " + std::to_string(depth), {});
-    return session_->feed(ids, [&bar](int64_t done, int64_t total) { bar.update(static_cast<double>(done), static_cast<double>(total)); },
-                          interrupt_flag());
+    return session_->feed(
+        ids, [&bar](int64_t done, int64_t total) { bar.update(static_cast<double>(done), static_cast<double>(total)); },
+        interrupt_flag());
   }
 
  private:
@@ -135,8 +136,8 @@ Result<void> measure(DepthSession& at, const BenchFlags& flags, const MemoryRoof
       continue;
     }
     if (hash != m.logits_hash) {
-      return failed(test_name(m) + ": repetition " + std::to_string(i) + " gave logits #" + hash_text(hash) + ", the first #" +
-                    hash_text(m.logits_hash) + "; equal runs must agree");
+      return failed(test_name(m) + ": repetition " + std::to_string(i) + " gave logits #" + hash_text(hash) +
+                    ", the first #" + hash_text(m.logits_hash) + "; equal runs must agree");
     }
     m.samples.push_back(rate);
     bandwidths.push_back(speed_of(at.session().counters(), roof).generate_gigabytes_per_second);
@@ -146,13 +147,16 @@ Result<void> measure(DepthSession& at, const BenchFlags& flags, const MemoryRoof
   m.high = *std::max_element(m.samples.begin(), m.samples.end());
   if (m.generate > 0) {
     m.gigabytes_per_second = median_of(bandwidths);
-    if (roof.gigabytes_per_second > 0) m.roof_share = m.gigabytes_per_second / roof.gigabytes_per_second;
+    if (roof.gigabytes_per_second > 0) {
+      m.roof_share = m.gigabytes_per_second / roof.gigabytes_per_second;
+    }
   }
   return {};
 }
 
 nlohmann::ordered_json measurement_json(const Measurement& m) {
-  nlohmann::ordered_json json = {{"test", test_name(m)}, {"prompt", m.prompt}, {"generate", m.generate}, {"depth", m.depth}};
+  nlohmann::ordered_json json = {
+      {"test", test_name(m)}, {"prompt", m.prompt}, {"generate", m.generate}, {"depth", m.depth}};
   json["tokens_per_second"] = {{"median", m.median}, {"min", m.low}, {"max", m.high}};
   json["samples"] = m.samples;
   if (m.generate > 0) {
@@ -164,21 +168,35 @@ nlohmann::ordered_json measurement_json(const Measurement& m) {
   return json;
 }
 
-nlohmann::ordered_json setting_json(const Engine& engine, const BenchFlags& flags, const MemoryRoof& roof, DType cache) {
+nlohmann::ordered_json setting_json(const Engine& engine, const BenchFlags& flags, const MemoryRoof& roof,
+                                    DType cache) {
   const ModelFacts& facts = engine.facts();
-  return {{"model", facts.path}, {"name", facts.name}, {"quantisation", facts.quantisation},
-          {"weight_bytes", facts.weight_bytes}, {"parameters", facts.parameters}, {"backend", engine.backend_name()},
-          {"threads", engine.threads()}, {"cache_type", dtype_name(cache)}, {"batch", flags.model.batch},
-          {"repeat", flags.repeat}, {"load_seconds", engine.load_seconds()},
+  return {{"model", facts.path},
+          {"name", facts.name},
+          {"quantisation", facts.quantisation},
+          {"weight_bytes", facts.weight_bytes},
+          {"parameters", facts.parameters},
+          {"backend", engine.backend_name()},
+          {"threads", engine.threads()},
+          {"cache_type", dtype_name(cache)},
+          {"batch", flags.model.batch},
+          {"repeat", flags.repeat},
+          {"load_seconds", engine.load_seconds()},
           {"packed_weight_bytes", engine.packed_weight_bytes()},
-          {"memory_roof", {{"gigabytes_per_second", roof.gigabytes_per_second}, {"low", roof.low}, {"high", roof.high},
-                           {"threads", roof.threads}}}};
+          {"memory_roof",
+           {{"gigabytes_per_second", roof.gigabytes_per_second},
+            {"low", roof.low},
+            {"high", roof.high},
+            {"threads", roof.threads}}}};
 }
 
 std::vector<std::string> table_row(const Measurement& m) {
-  return {test_name(m), text_f("%.2f", m.median), text_f("%.2f..%.2f", m.low, m.high),
+  return {test_name(m),
+          text_f("%.2f", m.median),
+          text_f("%.2f..%.2f", m.low, m.high),
           m.generate > 0 ? text_f("%.1f", m.gigabytes_per_second) : "",
-          m.generate > 0 ? text_f("%.0f %%", 100 * m.roof_share) : "", human_bytes(static_cast<double>(m.state_bytes)),
+          m.generate > 0 ? text_f("%.0f %%", 100 * m.roof_share) : "",
+          human_bytes(static_cast<double>(m.state_bytes)),
           "#" + hash_text(m.logits_hash).substr(0, 8) + " ok"};
 }
 
@@ -186,10 +204,11 @@ const std::vector<std::string> kColumns = {"test", "tok/s", "min..max", "GB/s", 
 
 std::string heading_text(const Engine& engine, const BenchFlags& flags, const MemoryRoof& roof, DType cache) {
   const ModelFacts& facts = engine.facts();
-  return printable(facts.name) + ", " + human_count(static_cast<double>(facts.parameters)) + " parameters, " + facts.quantisation + ", " +
-         human_bytes(static_cast<double>(facts.weight_bytes)) + text_f(" | %s, %d threads, cache %s | memory roof %.1f GB/s (%.1f..%.1f) | median of %lld",
-         engine.backend_name().c_str(), engine.threads(), std::string(dtype_name(cache)).c_str(), roof.gigabytes_per_second,
-         roof.low, roof.high, static_cast<long long>(flags.repeat));
+  return printable(facts.name) + ", " + human_count(static_cast<double>(facts.parameters)) + " parameters, " +
+         facts.quantisation + ", " + human_bytes(static_cast<double>(facts.weight_bytes)) +
+         text_f(" | %s, %d threads, cache %s | memory roof %.1f GB/s (%.1f..%.1f) | median of %lld",
+                engine.backend_name().c_str(), engine.threads(), std::string(dtype_name(cache)).c_str(),
+                roof.gigabytes_per_second, roof.low, roof.high, static_cast<long long>(flags.repeat));
 }
 
 std::string joined(const std::vector<std::string>& cells, const char* before, const char* between, const char* after) {
@@ -219,12 +238,15 @@ Result<void> print_results(const Engine& engine, const BenchFlags& flags, const 
     return print_text(text);
   }
   if (flags.output == "csv") {
-    text = "model,quantisation,threads,cache_type,prompt,generate,depth,median,min,max,gigabytes_per_second,roof_share,logits_hash\n";
+    text =
+        "model,quantisation,threads,cache_type,prompt,generate,depth,median,min,max,gigabytes_per_second,roof_share,"
+        "logits_hash\n";
     for (const Measurement& m : results) {
-      text += text_f("\"%s\",\"%s\",%d,%s,%lld,%lld,%lld,%.4f,%.4f,%.4f,%.3f,%.4f,%s\n", printable(engine.facts().name).c_str(),
-                     engine.facts().quantisation.c_str(), engine.threads(), std::string(dtype_name(cache)).c_str(),
-                     static_cast<long long>(m.prompt), static_cast<long long>(m.generate), static_cast<long long>(m.depth),
-                     m.median, m.low, m.high, m.gigabytes_per_second, m.roof_share, hash_text(m.logits_hash).c_str());
+      text += text_f("\"%s\",\"%s\",%d,%s,%lld,%lld,%lld,%.4f,%.4f,%.4f,%.3f,%.4f,%s\n",
+                     printable(engine.facts().name).c_str(), engine.facts().quantisation.c_str(), engine.threads(),
+                     std::string(dtype_name(cache)).c_str(), static_cast<long long>(m.prompt),
+                     static_cast<long long>(m.generate), static_cast<long long>(m.depth), m.median, m.low, m.high,
+                     m.gigabytes_per_second, m.roof_share, hash_text(m.logits_hash).c_str());
     }
     return print_text(text);
   }
@@ -254,7 +276,7 @@ Result<std::vector<Measurement>> planned(const BenchFlags& flags) {
   ASSIGN_OR_RETURN(const std::vector<int64_t> prompts, parse_counts(flags.prompt, "--prompt", 0, kMost));
   ASSIGN_OR_RETURN(const std::vector<int64_t> generates, parse_counts(flags.generate, "--generate", 0, kMost));
   ASSIGN_OR_RETURN(std::vector<int64_t> depths, parse_counts(flags.depth, "--depth", 0, kMost));
-  std::sort(depths.begin(), depths.end());   // so that each depth only adds to the one before
+  std::sort(depths.begin(), depths.end());  // so that each depth only adds to the one before
   std::vector<Measurement> plan;
   for (const int64_t depth : depths) {
     for (const int64_t prompt : prompts) {
@@ -277,7 +299,9 @@ Result<void> bench(BenchFlags flags) {
   ASSIGN_OR_RETURN(std::vector<Measurement> plan, planned(flags));
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, load_engine(flags.model, flags.output == "json"));
   int64_t context = 0;
-  for (const Measurement& m : plan) context = std::max(context, std::max<int64_t>(m.depth, 1) + m.prompt + m.generate + 1);
+  for (const Measurement& m : plan) {
+    context = std::max(context, std::max<int64_t>(m.depth, 1) + m.prompt + m.generate + 1);
+  }
   ASSIGN_OR_RETURN(auto session, engine->new_session(context));
   const MemoryRoof& roof = measured_roof(engine->threads());
   DepthSession at(std::move(session), engine->facts().vocabulary, flags.seed);
@@ -296,7 +320,8 @@ Action declare_bench(CLI::App& app) {
   app.add_option("-p,--prompt,--n-prompt", flags->prompt, "prompt lengths, separated by commas; 0: none (default 512)");
   app.add_option("-n,--generate,--n-gen", flags->generate, "numbers of tokens to generate; 0: none (default 64)");
   app.add_option("-d,--depth,--n-depth", flags->depth, "tokens in the context before that (default 0; 4k is 4096)");
-  app.add_option("-r,--repeat,--repetitions", flags->repeat, "counted repetitions of each (default 5)")->check(whole_number(1, 10000));
+  app.add_option("-r,--repeat,--repetitions", flags->repeat, "counted repetitions of each (default 5)")
+      ->check(whole_number(1, 10000));
   app.add_option("--seed", flags->seed, "of the random tokens (default 1)")->check(whole_number(0));
   app.add_option("-o,--output", flags->output, "table (default), md, csv, json or jsonl");
   app.add_flag("--json", flags->json, "the same as --output json");

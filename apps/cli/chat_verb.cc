@@ -42,7 +42,9 @@ constexpr std::string_view kChatHelp =
 class Chat {
  public:
   Chat(const ChatFlags& flags, Engine& engine, Session& session)
-      : flags_(flags), engine_(engine), session_(session),
+      : flags_(flags),
+        engine_(engine),
+        session_(session),
         conversation_(engine.tokenizer(), flags.raw ? nullptr : engine.chat_template(), session),
         editor_("> ", flags.no_history ? "" : state_folder() + "/history") {
     conversation_.set_system(flags.system);
@@ -80,10 +82,12 @@ class Chat {
  private:
   void greet() const {
     const ModelFacts& facts = engine_.facts();
-    print_note(printable(facts.name) + ", " + human_count(static_cast<double>(facts.parameters)) + " parameters, " + facts.quantisation +
-               ", context " + grouped_count(session_.context()) + " tokens at " + human_bytes(facts.state_bytes_per_token) +
-               " each. /help lists commands.");
-    if (session_.tokens() > 0) print_note("going on after " + grouped_count(session_.tokens()) + " tokens of saved context");
+    print_note(printable(facts.name) + ", " + human_count(static_cast<double>(facts.parameters)) + " parameters, " +
+               facts.quantisation + ", context " + grouped_count(session_.context()) + " tokens at " +
+               human_bytes(facts.state_bytes_per_token) + " each. /help lists commands.");
+    if (session_.tokens() > 0) {
+      print_note("going on after " + grouped_count(session_.tokens()) + " tokens of saved context");
+    }
   }
 
   static void complain(const Error& error) { std::fprintf(stderr, "quipu: %s\n", error.message.c_str()); }
@@ -94,18 +98,20 @@ class Chat {
     const std::string usual = editor_.prompt();
     editor_.set_prompt(". ");
     std::string line;
-    while (!text.ends_with("\"\"\"") && editor_.read(line) == LineEditor::Outcome::kLine) text += (text.empty() ? "" : "\n") + line;
+    while (!text.ends_with("\"\"\"") && editor_.read(line) == LineEditor::Outcome::kLine) {
+      text += (text.empty() ? "" : "\n") + line;
+    }
     editor_.set_prompt(usual);
     if (text.ends_with("\"\"\"")) text.erase(text.size() - 3);
   }
 
   Result<void> answer(const std::string& text) {
-    clear_interrupt();
     session_.clear_counters();
     {
       ProgressBar bar("reading", {.terminal_only = true});
       RETURN_IF_ERROR(conversation_.feed_user(
-          text, [&bar](int64_t done, int64_t total) { bar.update(static_cast<double>(done), static_cast<double>(total)); },
+          text,
+          [&bar](int64_t done, int64_t total) { bar.update(static_cast<double>(done), static_cast<double>(total)); },
           interrupt_flag()));
     }
     GenerateOptions options = generate_options(flags_.sampling);
@@ -119,7 +125,9 @@ class Chat {
     if (written.ok()) written = print_text("\n");
     output_failed_ = !written.ok();
     if (result.finish == FinishReason::kInterrupted) print_note("(stopped)");
-    if (result.finish == FinishReason::kContextFull) print_note("(the context is full: /clear starts anew, --context gives more room)");
+    if (result.finish == FinishReason::kContextFull) {
+      print_note("(the context is full: /clear starts anew, --context gives more room)");
+    }
     return written;
   }
 
@@ -139,14 +147,16 @@ class Chat {
       finish(conversation_.clear(), rest.empty() ? "no system text; started anew" : "system text set; started anew");
     } else if (name == "/stats") {
       print_note(closing_line(engine_, session_, measured_roof(engine_.threads())));
-      print_note(text_f("context %s of %s tokens", grouped_count(session_.tokens()).c_str(), grouped_count(session_.context()).c_str()));
+      print_note(text_f("context %s of %s tokens", grouped_count(session_.tokens()).c_str(),
+                        grouped_count(session_.context()).c_str()));
     } else if (name == "/save" || name == "/load") {
       if (rest.empty()) {
         std::fprintf(stderr, "quipu: %s needs a file name\n", name.c_str());
       } else if (name == "/save") {
         const auto bytes = session_.save_state(rest);
         if (bytes.ok()) {
-          print_note("saved " + grouped_count(session_.tokens()) + " tokens to " + rest + " (" + human_bytes(static_cast<double>(*bytes)) + ")");
+          print_note("saved " + grouped_count(session_.tokens()) + " tokens to " + rest + " (" +
+                     human_bytes(static_cast<double>(*bytes)) + ")");
         } else {
           complain(bytes.error());
         }
@@ -165,8 +175,11 @@ class Chat {
   }
 
   static void finish(const Result<void>& outcome, const std::string& done) {
-    if (outcome.ok()) print_note(done);
-    else complain(outcome.error());
+    if (outcome.ok()) {
+      print_note(done);
+    } else {
+      complain(outcome.error());
+    }
   }
 
   const ChatFlags& flags_;

@@ -18,7 +18,7 @@ TEST(HumanText, BytesChangeUnitBeforeRoundingWould) {
   EXPECT_EQ(human_bytes(1023), "1023 B");
   EXPECT_EQ(human_bytes(1024), "1.0 KiB");
   EXPECT_EQ(human_bytes(23040), "22.5 KiB");
-  EXPECT_EQ(human_bytes(1024.0 * 1024 - 1), "1.0 MiB");   // not "1024.0 KiB"
+  EXPECT_EQ(human_bytes(1024.0 * 1024 - 1), "1.0 MiB");  // not "1024.0 KiB"
   EXPECT_EQ(human_bytes(98362432), "93.8 MiB");
 }
 
@@ -79,7 +79,8 @@ struct Sample {
 
 TEST(Arguments, ReadsFlagsBeforeAndAfterTheModel) {
   Sample sample;
-  const auto read = parse_words(sample.app, {"-n", "5", "model.gguf", "--stop", "a", "--temp=0.5", "--raw", "--stop", "b", "-p", "- x"});
+  const auto read = parse_words(
+      sample.app, {"-n", "5", "model.gguf", "--stop", "a", "--temp=0.5", "--raw", "--stop", "b", "-p", "- x"});
   ASSERT_TRUE(read.ok()) << read.error().message;
   EXPECT_EQ(sample.model, "model.gguf");
   EXPECT_EQ(sample.tokens, 5);
@@ -139,7 +140,8 @@ TEST(Arguments, SaysWhatIsWrongWithANumber) {
 }
 
 TEST(Arguments, OtherEnginesFlagsGetTheirLongFormOrAReason) {
-  EXPECT_EQ(with_long_spellings({"-ctk", "q8_0", "-ub", "64", "--", "-ctk"}), (Words{"--cache-type", "q8_0", "--batch", "64", "--", "-ctk"}));
+  EXPECT_EQ(with_long_spellings({"-ctk", "q8_0", "-ub", "64", "--", "-ctk"}),
+            (Words{"--cache-type", "q8_0", "--batch", "64", "--", "-ctk"}));
   Sample sample;
   const auto foreign = parse_words(sample.app, with_long_spellings({"m", "-ngl", "99"}));
   ASSERT_FALSE(foreign.ok());

@@ -34,7 +34,9 @@ Result<std::string> Conversation::render(const std::vector<ChatMessage>& message
 std::string Conversation::masked(const std::string& text) {
   const auto ids = tokenizer_.encode(text, {.add_special = false, .parse_special = true});
   // A text that cannot be encoded is reported when it is fed.
-  if (!ids.ok() || std::none_of(ids->begin(), ids->end(), [&](int32_t id) { return tokenizer_.is_special(id); })) return text;
+  if (!ids.ok() || std::none_of(ids->begin(), ids->end(), [&](int32_t id) { return tokenizer_.is_special(id); })) {
+    return text;
+  }
   masked_texts_.push_back(text);
   return std::string(kMaskBegin) + std::to_string(masked_texts_.size() - 1) + kMaskEnd;
 }
@@ -43,7 +45,8 @@ Result<std::vector<int32_t>> Conversation::encode(const std::string& rendered, b
   std::vector<int32_t> all;
   const auto append = [&](std::string_view text, bool parse_special) -> Result<void> {
     if (text.empty()) return {};
-    ASSIGN_OR_RETURN(const auto ids, tokenizer_.encode(text, {.add_special = starts_text && all.empty(), .parse_special = parse_special}));
+    ASSIGN_OR_RETURN(const auto ids, tokenizer_.encode(text, {.add_special = starts_text && all.empty(),
+                                                              .parse_special = parse_special}));
     all.insert(all.end(), ids.begin(), ids.end());
     return {};
   };
@@ -59,13 +62,17 @@ Result<std::vector<int32_t>> Conversation::encode(const std::string& rendered, b
     from = std::min(static_cast<size_t>(end - rendered.data()) + 1, rendered.size());
   }
   // Templates write the begin token themselves; the tokenizer's own would be a second one.
-  if (starts_text && all.size() >= 2 && tokenizer_.bos() && all[0] == *tokenizer_.bos() && all[1] == all[0]) all.erase(all.begin());
+  if (starts_text && all.size() >= 2 && tokenizer_.bos() && all[0] == *tokenizer_.bos() && all[1] == all[0]) {
+    all.erase(all.begin());
+  }
   return all;
 }
 
 void Conversation::drop_repeated_end(std::vector<int32_t>& ids) const {
   const auto past = session_.token_ids();
-  if (!ids.empty() && !past.empty() && ids[0] == past.back() && tokenizer_.ends_generation(ids[0])) ids.erase(ids.begin());
+  if (!ids.empty() && !past.empty() && ids[0] == past.back() && tokenizer_.ends_generation(ids[0])) {
+    ids.erase(ids.begin());
+  }
 }
 
 Result<std::string> Conversation::turn_after_unknown_past(const ChatMessage& message) const {
@@ -74,7 +81,8 @@ Result<std::string> Conversation::turn_after_unknown_past(const ChatMessage& mes
                    render({message_of("user", "earlier"), message_of("assistant", kEarlierAnswer), message}));
   const size_t at = rendered.find(kEarlierAnswer);
   if (at == std::string::npos) {
-    return bad_input("chat template: it does not show earlier answers, so a saved state cannot be continued with it; use --raw");
+    return bad_input(
+        "chat template: it does not show earlier answers, so a saved state cannot be continued with it; use --raw");
   }
   return rendered.substr(at + kEarlierAnswer.size());
 }
@@ -102,13 +110,15 @@ Result<Conversation::Turn> Conversation::next_turn(const std::vector<ChatMessage
   const auto past = session_.token_ids();
   // At least one token is fed anew, so that there are logits to go on from.
   const size_t most = std::min(past.size(), turn.ids.empty() ? 0 : turn.ids.size() - 1);
-  const auto differs = std::mismatch(past.begin(), past.begin() + static_cast<std::ptrdiff_t>(most), turn.ids.begin()).second;
+  const auto differs =
+      std::mismatch(past.begin(), past.begin() + static_cast<std::ptrdiff_t>(most), turn.ids.begin()).second;
   turn.keep = differs - turn.ids.begin();
   turn.ids.erase(turn.ids.begin(), differs);
   return turn;
 }
 
-Result<void> Conversation::feed_user(const std::string& text, const FeedProgress& progress, const volatile bool* interrupted) {
+Result<void> Conversation::feed_user(const std::string& text, const FeedProgress& progress,
+                                     const volatile bool* interrupted) {
   std::vector<ChatMessage> messages = messages_;
   messages.push_back(message_of("user", masked(text)));
   ASSIGN_OR_RETURN(Turn turn, next_turn(messages));

@@ -1,8 +1,9 @@
 // Conversation: a session, a chat template and the messages between them, fed so that only what is new is computed.
 //
 // A turn's text is what the template adds to the conversation so far. When the template continues the text that the
-// model has already seen, its end alone is tokenised and fed; the ids of earlier answers stay exactly as the model wrote
-// them. When the template rewrites the past (some drop earlier reasoning), the context is cut back to the common prefix.
+// model has already seen, its end alone is tokenised and fed; the ids of earlier answers stay exactly as the model
+// wrote them. When the template rewrites the past (some drop earlier reasoning), the context is cut back to the common
+// prefix.
 //
 // What people write never becomes a control token: if a message spells one ("<|im_end|>"), it is fed as plain text.
 #pragma once
@@ -64,10 +65,10 @@ class Conversation {
   const Tokenizer& tokenizer_;
   const ChatTemplate* template_;
   Session& session_;
-  std::vector<std::string> masked_texts_;   // what placeholder number i stands for
+  std::vector<std::string> masked_texts_;  // what placeholder number i stands for
   std::string system_;
-  std::vector<ChatMessage> messages_;   // without the system text; user and assistant in turn
-  std::string seen_text_;               // the rendered text the context stands for, answers included
+  std::vector<ChatMessage> messages_;  // without the system text; user and assistant in turn
+  std::string seen_text_;              // the rendered text the context stands for, answers included
   bool past_known_ = true;
 };
 

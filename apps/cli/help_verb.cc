@@ -15,7 +15,8 @@ namespace {
 
 constexpr std::array<Verb, 9> kVerbs = {{
     {"run", "", "answer one prompt, streaming", "quipu run MODEL [-p PROMPT | -f FILE | < FILE] [flags]",
-     "The model's own chat template is applied unless --raw is given or the model has none. The answer goes to standard\n"
+     "The model's own chat template is applied unless --raw is given or the model has none. The answer goes to "
+     "standard\n"
      "output; a closing line on standard error gives speeds, the share of the machine's memory roof, the size of the\n"
      "context memory and a hash of the last logits. Ctrl-C ends the answer cleanly; a second Ctrl-C leaves at once.",
      "quipu run smollm2 -p \"Why is the sky blue?\"\n"
@@ -26,13 +27,15 @@ constexpr std::array<Verb, 9> kVerbs = {{
      "quipu run base.gguf --raw -p \"Once upon a time\" -n 64 --json",
      declare_run},
     {"chat", "", "talk with a model", "quipu chat MODEL [--system TEXT] [flags]",
-     "Line editing and history; only what is new is fed to the model. Inside: /save FILE, /load FILE, /clear, /system TEXT,\n"
+     "Line editing and history; only what is new is fed to the model. Inside: /save FILE, /load FILE, /clear, /system "
+     "TEXT,\n"
      "/stats, /help, /exit. Ctrl-C stops an answer, Ctrl-D leaves.",
      "quipu chat smollm2\n"
      "quipu chat model.gguf --system \"You are brief.\" --context 16k\n"
      "quipu chat model.gguf --load-state yesterday.state",
      declare_chat},
-    {"inspect", "show", "what a model file is and what its context costs", "quipu inspect MODEL [--tensors] [--json]", "",
+    {"inspect", "show", "what a model file is and what its context costs", "quipu inspect MODEL [--tensors] [--json]",
+     "",
      "quipu inspect model.gguf\n"
      "quipu inspect model.gguf --tensors\n"
      "quipu inspect model.gguf --cache-type q8_0 --json",
@@ -43,7 +46,8 @@ constexpr std::array<Verb, 9> kVerbs = {{
      "quipu tokenize model.gguf -p \"a b\" --json",
      declare_tokenize},
     {"perplexity", "ppl", "how well a model predicts a text", "quipu perplexity MODEL FILE [--context 512] [flags]",
-     "The text is cut into chunks of --context tokens; the second half of each is scored, as llama-perplexity does, so the\n"
+     "The text is cut into chunks of --context tokens; the second half of each is scored, as llama-perplexity does, so "
+     "the\n"
      "numbers compare. --all-positions scores every token that has one before it.",
      "quipu perplexity model.gguf wiki.test.raw\n"
      "quipu perplexity model.gguf book.txt --context 2048 --chunks 8 --json\n"
@@ -53,16 +57,20 @@ constexpr std::array<Verb, 9> kVerbs = {{
      "quipu quantise model-f16.gguf model-q8_0.gguf --type q8_0\n"
      "quipu quantise hf-folder/ model-bf16.gguf --type bf16",
      declare_quantise},
-    {"bench", "", "how fast a model runs here", "quipu bench MODEL [--prompt 512,2048] [--generate 64] [--depth 0,4096] [flags]",
-     "Names are llama-bench's: pp512 feeds 512 tokens, tg64 generates 64, @ d4096 with 4096 tokens in the context already.\n"
-     "Each figure is the median of --repeat runs, with the lowest and highest, and its share of the memory roof measured\n"
+    {"bench", "", "how fast a model runs here",
+     "quipu bench MODEL [--prompt 512,2048] [--generate 64] [--depth 0,4096] [flags]",
+     "Names are llama-bench's: pp512 feeds 512 tokens, tg64 generates 64, @ d4096 with 4096 tokens in the context "
+     "already.\n"
+     "Each figure is the median of --repeat runs, with the lowest and highest, and its share of the memory roof "
+     "measured\n"
      "in the same run. Every repetition must give the same logits, or the bench fails.",
      "quipu bench model.gguf\n"
      "quipu bench model.gguf --prompt 512,2048 --generate 64 --depth 0,4k,32k --cache-type q8_0\n"
      "quipu bench model.gguf -p 0 -n 32 -d 16k -r 3 --json",
      declare_bench},
     {"help", "", "this page, or one verb's", "quipu help [VERB]", "", "quipu help run", declare_help},
-    {"version", "", "version, instruction set, machine", "quipu version [--json]", "", "quipu version --json", declare_version},
+    {"version", "", "version, instruction set, machine", "quipu version [--json]", "", "quipu version --json",
+     declare_version},
 }};
 
 std::string bold(std::string_view text) {
@@ -99,15 +107,22 @@ const Verb* find_verb(std::string_view name) {
 }
 
 void print_overview() {
-  std::printf("quipu runs language models in little memory: GGUF files and Hugging Face folders, on this machine's processor.\n\n");
+  std::printf(
+      "quipu runs language models in little memory: GGUF files and Hugging Face folders, on this machine's "
+      "processor.\n\n");
   std::printf("%s quipu VERB MODEL [flags]\n\n", bold("usage:").c_str());
-  for (const Verb& verb : kVerbs) std::printf("  %-11s %s\n", std::string(verb.name).c_str(), std::string(verb.summary).c_str());
+  for (const Verb& verb : kVerbs) {
+    std::printf("  %-11s %s\n", std::string(verb.name).c_str(), std::string(verb.summary).c_str());
+  }
   std::printf("\n%s\n", bold("try:").c_str());
   std::printf("  quipu run smollm2 -p \"Why is the sky blue?\"     one answer (./quickstart has fetched smollm2)\n");
   std::printf("  quipu chat model.gguf                           a conversation\n");
-  std::printf("  quipu inspect model.gguf                        what the model is, and what N tokens of context cost\n");
+  std::printf(
+      "  quipu inspect model.gguf                        what the model is, and what N tokens of context cost\n");
   std::printf("  quipu bench model.gguf --depth 0,4k             speed, side by side with llama-bench's names\n");
-  std::printf("\n'quipu help VERB' shows every flag with examples. Flags of llama.cpp work: -m -p -f -n -c -t -b -s --temp -ctk.\n");
+  std::printf(
+      "\n'quipu help VERB' shows every flag with examples. Flags of llama.cpp work: -m -p -f -n -c -t -b -s --temp "
+      "-ctk.\n");
   std::printf("Exit codes: 0 done, 1 the machine failed, 2 asked wrongly, 3 a file is bad.\n");
 }
 
@@ -148,7 +163,8 @@ Action declare_help(CLI::App& app) {
       std::vector<std::string> names;
       for (const Verb& known : kVerbs) names.emplace_back(known.name);
       const std::string near = nearest_word(*word, names);
-      return usage_error("no verb named " + printable(*word) + (near.empty() ? "; 'quipu help' lists them" : "; did you mean " + near + "?"));
+      return usage_error("no verb named " + printable(*word) +
+                         (near.empty() ? "; 'quipu help' lists them" : "; did you mean " + near + "?"));
     }
     print_verb_help(*verb);
     return {};

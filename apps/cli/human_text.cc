@@ -48,7 +48,9 @@ std::string in_thousands(double count, const std::array<const char*, 5>& units) 
 }  // namespace
 
 std::string human_count(double count) { return in_thousands(count, {"", " k", " M", " B", " T"}); }
-std::string human_operations(double count) { return in_thousands(count, {" FLOP", " kFLOP", " MFLOP", " GFLOP", " TFLOP"}); }
+std::string human_operations(double count) {
+  return in_thousands(count, {" FLOP", " kFLOP", " MFLOP", " GFLOP", " TFLOP"});
+}
 
 std::string grouped_count(int64_t count) {
   const std::string digits = std::to_string(count);
@@ -66,14 +68,20 @@ std::string human_seconds(double seconds) {
   if (seconds < 9.95) return text_f("%.1f s", seconds);
   const auto whole = static_cast<int64_t>(std::min(std::round(seconds), 1e15));
   if (whole < 60) return text_f("%lld s", static_cast<long long>(whole));
-  if (whole < 3600) return text_f("%lld min %02lld s", static_cast<long long>(whole / 60), static_cast<long long>(whole % 60));
+  if (whole < 3600) {
+    return text_f("%lld min %02lld s", static_cast<long long>(whole / 60), static_cast<long long>(whole % 60));
+  }
   return text_f("%lld h %02lld min", static_cast<long long>(whole / 3600), static_cast<long long>(whole / 60 % 60));
 }
 
 std::string human_tokens(int64_t tokens) {
   constexpr int64_t kKilo = 1024, kMega = kKilo * 1024;
-  if (tokens >= kMega && tokens % kMega == 0) return std::to_string(tokens / kMega) + "M";
-  if (tokens >= kKilo && tokens % kKilo == 0) return std::to_string(tokens / kKilo) + "k";
+  if (tokens >= kMega && tokens % kMega == 0) {
+    return std::to_string(tokens / kMega) + "M";
+  }
+  if (tokens >= kKilo && tokens % kKilo == 0) {
+    return std::to_string(tokens / kKilo) + "k";
+  }
   return grouped_count(tokens);
 }
 
@@ -83,7 +91,8 @@ size_t display_width(std::string_view text) {
   return width;
 }
 
-std::string aligned_table(const std::vector<std::vector<std::string>>& rows, const std::vector<bool>& right, bool heading) {
+std::string aligned_table(const std::vector<std::vector<std::string>>& rows, const std::vector<bool>& right,
+                          bool heading) {
   std::vector<size_t> widths(right.size(), 0);
   for (const auto& row : rows) {
     for (size_t column = 0; column < row.size() && column < widths.size(); ++column) {

@@ -59,7 +59,9 @@ std::string tensor_table(const ModelFacts& facts, bool each) {
     const std::string name = each ? tensor.name : without_layer_number(tensor.name);
     const std::string shape = shape_text(tensor.shape);
     const auto [at, added] = index.try_emplace(name + '\n' + tensor.dtype + shape, groups.size());
-    if (added) groups.push_back({name, tensor.dtype, shape});
+    if (added) {
+      groups.push_back({name, tensor.dtype, shape});
+    }
     ++groups[at->second].count;
     groups[at->second].bytes += tensor.bytes;
   }
@@ -89,24 +91,28 @@ std::string facts_text(const ModelFacts& facts, DType cache) {
   };
   std::string text = line("model", printable(facts.name));
   text += line("file", printable(facts.path, 400) + " (" + facts.file_format + ")");
-  text += line("architecture", printable(facts.architecture) + ", " + human_count(static_cast<double>(facts.parameters)) + " parameters");
-  text += line("shape", text_f("%lld layers, width %lld, %lld query heads and %lld key heads of %lld, feed-forward %lld",
-                               static_cast<long long>(facts.layers), static_cast<long long>(facts.hidden),
-                               static_cast<long long>(facts.heads), static_cast<long long>(facts.kv_heads),
-                               static_cast<long long>(facts.head_dim), static_cast<long long>(facts.feed_forward)));
+  text += line("architecture", printable(facts.architecture) + ", " +
+                                   human_count(static_cast<double>(facts.parameters)) + " parameters");
+  text +=
+      line("shape", text_f("%lld layers, width %lld, %lld query heads and %lld key heads of %lld, feed-forward %lld",
+                           static_cast<long long>(facts.layers), static_cast<long long>(facts.hidden),
+                           static_cast<long long>(facts.heads), static_cast<long long>(facts.kv_heads),
+                           static_cast<long long>(facts.head_dim), static_cast<long long>(facts.feed_forward)));
   text += line("attention", rooms_text(facts.layer_rooms));
   text += line("weights", facts.quantisation + ", " + human_bytes(static_cast<double>(facts.weight_bytes)) + " in " +
                               std::to_string(facts.tensors.size()) + " tensors");
   text += line("tokenizer", printable(facts.tokenizer, 200));
   text += line("chat template", facts.has_chat_template ? "yes" : "none (run uses the prompt as it is)");
   text += line("trained for", grouped_count(facts.trained_context) + " tokens of context");
-  text += line("memory", human_bytes(facts.state_bytes_per_token) + " of state per token (" + std::string(dtype_name(cache)) + ")");
+  text += line("memory", human_bytes(facts.state_bytes_per_token) + " of state per token (" +
+                             std::string(dtype_name(cache)) + ")");
   for (const std::string& warning : facts.warnings) text += line("warning", printable(warning, 400));
   return text;
 }
 
 std::string cost_table(const std::vector<ContextCost>& costs, const ModelFacts& facts) {
-  std::vector<std::vector<std::string>> rows = {{"context", "state", "weights + state", "read per token", "compute per token"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"context", "state", "weights + state", "read per token", "compute per token"}};
   bool beyond = false;
   for (const ContextCost& cost : costs) {
     const bool over = facts.trained_context > 0 && cost.tokens > facts.trained_context;
@@ -120,23 +126,39 @@ std::string cost_table(const std::vector<ContextCost>& costs, const ModelFacts& 
 }
 
 nlohmann::ordered_json inspect_json(const ModelFacts& facts, const std::vector<ContextCost>& costs, DType cache) {
-  nlohmann::ordered_json json = {
-      {"path", facts.path}, {"name", facts.name}, {"architecture", facts.architecture}, {"file_format", facts.file_format},
-      {"quantisation", facts.quantisation}, {"parameters", facts.parameters}, {"weight_bytes", facts.weight_bytes},
-      {"layers", facts.layers}, {"hidden", facts.hidden}, {"heads", facts.heads}, {"kv_heads", facts.kv_heads},
-      {"head_dim", facts.head_dim}, {"feed_forward", facts.feed_forward}, {"vocabulary", facts.vocabulary},
-      {"trained_context", facts.trained_context}, {"layer_rooms", facts.layer_rooms}, {"cache_type", dtype_name(cache)},
-      {"state_bytes_per_token", facts.state_bytes_per_token}, {"tokenizer", facts.tokenizer},
-      {"has_chat_template", facts.has_chat_template}, {"warnings", facts.warnings}};
+  nlohmann::ordered_json json = {{"path", facts.path},
+                                 {"name", facts.name},
+                                 {"architecture", facts.architecture},
+                                 {"file_format", facts.file_format},
+                                 {"quantisation", facts.quantisation},
+                                 {"parameters", facts.parameters},
+                                 {"weight_bytes", facts.weight_bytes},
+                                 {"layers", facts.layers},
+                                 {"hidden", facts.hidden},
+                                 {"heads", facts.heads},
+                                 {"kv_heads", facts.kv_heads},
+                                 {"head_dim", facts.head_dim},
+                                 {"feed_forward", facts.feed_forward},
+                                 {"vocabulary", facts.vocabulary},
+                                 {"trained_context", facts.trained_context},
+                                 {"layer_rooms", facts.layer_rooms},
+                                 {"cache_type", dtype_name(cache)},
+                                 {"state_bytes_per_token", facts.state_bytes_per_token},
+                                 {"tokenizer", facts.tokenizer},
+                                 {"has_chat_template", facts.has_chat_template},
+                                 {"warnings", facts.warnings}};
   json["costs"] = nlohmann::ordered_json::array();
   for (const ContextCost& cost : costs) {
-    json["costs"].push_back({{"tokens", cost.tokens}, {"state_bytes", cost.state_bytes},
+    json["costs"].push_back({{"tokens", cost.tokens},
+                             {"state_bytes", cost.state_bytes},
                              {"state_bytes_allocated", cost.state_bytes_allocated},
-                             {"flops_per_token", cost.flops_per_token}, {"bytes_read_per_token", cost.bytes_read_per_token}});
+                             {"flops_per_token", cost.flops_per_token},
+                             {"bytes_read_per_token", cost.bytes_read_per_token}});
   }
   json["tensors"] = nlohmann::ordered_json::array();
   for (const TensorFacts& tensor : facts.tensors) {
-    json["tensors"].push_back({{"name", tensor.name}, {"dtype", tensor.dtype}, {"shape", tensor.shape}, {"bytes", tensor.bytes}});
+    json["tensors"].push_back(
+        {{"name", tensor.name}, {"dtype", tensor.dtype}, {"shape", tensor.shape}, {"bytes", tensor.bytes}});
   }
   return json;
 }
@@ -147,7 +169,8 @@ Result<void> inspect(const InspectFlags& flags) {
   ASSIGN_OR_RETURN(const ModelFacts facts, Engine::inspect(path, cache));
   ASSIGN_OR_RETURN(const std::vector<ContextCost> costs, Engine::cost(path, kCostedContexts, cache));
   if (flags.json) return print_json(inspect_json(facts, costs, cache));
-  return print_text(facts_text(facts, cache) + "\n" + tensor_table(facts, flags.tensors) + "\n" + cost_table(costs, facts));
+  return print_text(facts_text(facts, cache) + "\n" + tensor_table(facts, flags.tensors) + "\n" +
+                    cost_table(costs, facts));
 }
 
 }  // namespace

@@ -10,5 +10,7 @@ void install_interrupt_handlers();
 const volatile bool* interrupt_flag();
 inline bool interrupted() { return *interrupt_flag(); }
 void clear_interrupt();
+// Readable from the first signal until clear_interrupt(): for poll() beside a terminal.
+int interrupt_descriptor();
 
 }  // namespace quipu::cli

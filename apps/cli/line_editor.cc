@@ -1,12 +1,14 @@
 #include "line_editor.h"
 
 #include <histedit.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <cwchar>
 
 #include "interrupt.h"
 #include "progress_bar.h"
@@ -18,7 +20,35 @@ constexpr int kHistoryLines = 1000;
 
 void make_folders(const std::string& path) {
   for (size_t slash = path.find('/', 1); slash != std::string::npos; slash = path.find('/', slash + 1)) {
-    mkdir(path.substr(0, slash).c_str(), 0700);   // exists already: fine; cannot: the history is not kept
+    mkdir(path.substr(0, slash).c_str(), 0700);  // exists already: fine; cannot: the history is not kept
+  }
+}
+
+// One character of the terminal, as libedit wants it: 1 read, 0 end of input, -1 interrupted or failed.
+int read_character(wchar_t& out) {
+  std::mbstate_t partial{};
+  while (true) {
+    if (interrupted()) return -1;
+    // The descriptor also wakes this when Ctrl-C came just before the wait, or was delivered to another thread.
+    pollfd sources[] = {{STDIN_FILENO, POLLIN, 0}, {interrupt_descriptor(), POLLIN, 0}};
+    if (poll(sources, 2, -1) < 0) {
+      if (errno == EINTR) continue;
+      return -1;
+    }
+    if (interrupted()) return -1;
+    char byte = 0;
+    const ssize_t count = ::read(STDIN_FILENO, &byte, 1);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return static_cast<int>(count);
+    const size_t outcome = std::mbrtowc(&out, &byte, 1, &partial);
+    if (outcome == static_cast<size_t>(-2)) {
+      continue;  // the character goes on
+    }
+    if (outcome == static_cast<size_t>(-1)) {
+      partial = {};  // no character: wait for one that is
+      continue;
+    }
+    return 1;
   }
 }
 
@@ -29,13 +59,11 @@ struct LineEditor::Terminal {
   History* history = nullptr;
   HistEvent event{};
   std::string history_path;
-  LineEditor* owner = nullptr;
 };
 
 LineEditor::LineEditor(std::string prompt, std::string history_path) : prompt_(std::move(prompt)) {
   if (!stream_is_terminal(stdin)) return;
   terminal_ = std::make_unique<Terminal>();
-  terminal_->owner = this;
   // The prompt goes to standard error, so that `quipu chat > answers.txt` holds answers only.
   terminal_->editor = el_init("quipu", stdin, stderr, stderr);
   if (terminal_->editor == nullptr) {
@@ -43,13 +71,15 @@ LineEditor::LineEditor(std::string prompt, std::string history_path) : prompt_(s
     return;
   }
   el_set(terminal_->editor, EL_CLIENTDATA, this);
-  el_set(terminal_->editor, EL_PROMPT, +[](EditLine* editor) -> char* {
-    LineEditor* self = nullptr;
-    el_get(editor, EL_CLIENTDATA, &self);
-    return self->prompt_.data();
-  });
+  el_set(
+      terminal_->editor, EL_PROMPT, +[](EditLine* editor) -> char* {
+        LineEditor* self = nullptr;
+        el_get(editor, EL_CLIENTDATA, &self);
+        return self->prompt_.data();
+      });
+  el_set(terminal_->editor, EL_GETCFN, +[](EditLine*, wchar_t* out) -> int { return read_character(*out); });
   el_set(terminal_->editor, EL_EDITOR, "emacs");
-  el_set(terminal_->editor, EL_SIGNAL, 0);   // Ctrl-C is ours: see interrupt.h
+  el_set(terminal_->editor, EL_SIGNAL, 0);  // Ctrl-C is ours: see interrupt.h
   el_set(terminal_->editor, EL_BIND, "^R", "em-inc-search-prev", nullptr);
   terminal_->history = history_init();
   if (terminal_->history != nullptr) {
@@ -62,7 +92,7 @@ LineEditor::LineEditor(std::string prompt, std::string history_path) : prompt_(s
       history(terminal_->history, &terminal_->event, H_LOAD, terminal_->history_path.c_str());
     }
   }
-  el_source(terminal_->editor, nullptr);   // the user's ~/.editrc
+  el_source(terminal_->editor, nullptr);  // the user's ~/.editrc
 }
 
 LineEditor::~LineEditor() {
@@ -91,6 +121,8 @@ LineEditor::Outcome LineEditor::read(std::string& line) {
     if (length < 0) return interrupted() ? Outcome::kInterrupted : Outcome::kEnd;
   } else {
     int length = 0;
+    // Before the prompt is drawn: a key pressed in between would be read by the rules of the line-wise terminal.
+    el_set(terminal_->editor, EL_PREP_TERM, 1);
     const char* text = el_gets(terminal_->editor, &length);
     if (text == nullptr || length <= 0) {
       if (!interrupted()) return Outcome::kEnd;

@@ -26,7 +26,7 @@ class LineEditor {
 
  private:
   struct Terminal;
-  std::unique_ptr<Terminal> terminal_;   // null: input is no terminal
+  std::unique_ptr<Terminal> terminal_;  // null: input is no terminal
   std::string prompt_;
 };
 

@@ -30,7 +30,7 @@ int report_error(const Error& error, bool json) {
   if (json) {
     const nlohmann::ordered_json object = {
         {"error", {{"class", error_class_name(error.error_class)}, {"message", message}, {"exit_code", code}}}};
-    static_cast<void>(print_json(object));   // if even this cannot be written, the exit code remains
+    static_cast<void>(print_json(object));  // if even this cannot be written, the exit code remains
   }
   std::fprintf(stderr, "quipu: %s\n", message.c_str());
   return code;
@@ -84,7 +84,7 @@ int run_program(std::vector<std::string> words) {
 
 int main(int argc, char** argv) {
   using namespace quipu::cli;
-  std::setlocale(LC_CTYPE, "");   // the line editor needs to know that the terminal speaks UTF-8
+  std::setlocale(LC_CTYPE, "");  // the line editor needs to know that the terminal speaks UTF-8
   quipu::install_mapped_file_guard();
   install_interrupt_handlers();
   try {

@@ -31,13 +31,15 @@ constexpr std::array<std::pair<const char*, const char*>, 3> kKnownModels = {{
 }};
 
 bool path_exists(const std::string& path) {
-  struct stat facts {};
+  struct stat facts{};
   return stat(path.c_str(), &facts) == 0;
 }
 
 std::string xdg_folder(const char* variable, const char* fallback) {
   const char* value = std::getenv(variable);
-  if (value != nullptr && value[0] == '/') return std::string(value) + "/quipu";
+  if (value != nullptr && value[0] == '/') {
+    return std::string(value) + "/quipu";
+  }
   const char* home = std::getenv("HOME");
   return std::string(home != nullptr ? home : ".") + fallback + "/quipu";
 }
@@ -61,7 +63,8 @@ void add_cache_flag(CLI::App& app, ModelFlags& flags) {
 
 void add_model_flags(CLI::App& app, ModelFlags& flags, bool with_context) {
   add_model_word(app, flags);
-  app.add_option("-t,--threads", flags.threads, "threads (default: one per core)")->check(whole_number(0, kMostThreads));
+  app.add_option("-t,--threads", flags.threads, "threads (default: one per core)")
+      ->check(whole_number(0, kMostThreads));
   if (with_context) {
     app.add_option("-c,--context,--ctx-size", flags.context_text,
                    "most tokens the context may hold (default: what the model was trained for, at most 8k)");
@@ -75,10 +78,12 @@ void add_model_flags(CLI::App& app, ModelFlags& flags, bool with_context) {
 
 void add_sampling_flags(CLI::App& app, SamplingFlags& flags) {
   SamplingOptions& options = flags.options;
-  app.add_option("-n,--tokens,--n-predict,--predict", flags.max_tokens, "most tokens to generate (default: until the answer ends)")
+  app.add_option("-n,--tokens,--n-predict,--predict", flags.max_tokens,
+                 "most tokens to generate (default: until the answer ends)")
       ->check(whole_number(-1));
   app.add_option("--temperature,--temp", options.temperature, "0 is greedy (default 0.8)")->check(real_number(0, 100));
-  app.add_option("--top-k", options.top_k, "draw from the k likeliest tokens; 0: off (default 40)")->check(whole_number(0));
+  app.add_option("--top-k", options.top_k, "draw from the k likeliest tokens; 0: off (default 40)")
+      ->check(whole_number(0));
   app.add_option("--top-p", options.top_p, "draw from the likeliest tokens that add up to p; 1: off (default 0.95)")
       ->check(real_number(0, 1));
   app.add_option("--min-p", options.min_p, "leave out tokens below p times the likeliest; 0: off (default 0.05)")
@@ -123,9 +128,13 @@ Result<DType> cache_type(const ModelFlags& flags) {
 }
 
 Result<int64_t> asked_context(const ModelFlags& flags) {
-  if (flags.context_text.empty()) return int64_t{0};
+  if (flags.context_text.empty()) {
+    return int64_t{0};
+  }
   ASSIGN_OR_RETURN(const int64_t tokens, parse_count(flags.context_text, "--context"));
-  if (tokens > kMostContext) return usage_error("--context: " + std::to_string(tokens) + " is not within 0 to 2147483648");
+  if (tokens > kMostContext) {
+    return usage_error("--context: " + std::to_string(tokens) + " is not within 0 to 2147483648");
+  }
   return tokens;
 }
 
@@ -138,7 +147,8 @@ Result<int64_t> chosen_context(const ModelFlags& flags, const ModelFacts& facts,
 
 Result<std::string> resolve_model(const std::string& name) {
   if (name.empty()) {
-    return usage_error("no model given; name a GGUF file, a Hugging Face folder, or 'smollm2' (fetched by ./quickstart)");
+    return usage_error(
+        "no model given; name a GGUF file, a Hugging Face folder, or 'smollm2' (fetched by ./quickstart)");
   }
   if (path_exists(name)) return name;
   std::vector<std::string> known;
@@ -163,8 +173,9 @@ Result<std::unique_ptr<Engine>> load_engine(const ModelFlags& flags, bool quiet)
   ASSIGN_OR_RETURN(const DType cache, cache_type(flags));
   RETURN_IF_ERROR(asked_context(flags));
   ProgressBar bar("loading", {.tokens = false, .silent = quiet, .terminal_only = true});
-  struct stat facts {};
-  const double bytes = stat(path.c_str(), &facts) == 0 && S_ISREG(facts.st_mode) ? static_cast<double>(facts.st_size) : 0;
+  struct stat facts{};
+  const double bytes =
+      stat(path.c_str(), &facts) == 0 && S_ISREG(facts.st_mode) ? static_cast<double>(facts.st_size) : 0;
   EngineOptions options;
   options.threads = static_cast<int>(flags.threads);
   options.exact_activations = flags.exact;
@@ -185,8 +196,10 @@ Result<std::unique_ptr<Engine>> load_engine(const ModelFlags& flags, bool quiet)
 Result<std::string> read_text(const std::string& path) {
   const bool standard = path == "-";
   const std::string shown = standard ? "standard input" : printable(path, 400);
-  struct stat facts {};
-  if (!standard && stat(path.c_str(), &facts) == 0 && S_ISDIR(facts.st_mode)) return bad_input(shown + ": is a folder, expected a text file");
+  struct stat facts{};
+  if (!standard && stat(path.c_str(), &facts) == 0 && S_ISDIR(facts.st_mode)) {
+    return bad_input(shown + ": is a folder, expected a text file");
+  }
   std::FILE* file = standard ? stdin : std::fopen(path.c_str(), "rbe");
   if (file == nullptr) return bad_input(shown + ": " + std::strerror(errno));
   std::string text;

@@ -14,8 +14,8 @@ namespace quipu::cli {
 struct ModelFlags {
   std::string model;
   int64_t threads = 0;
-  std::string context_text;                 // as typed; "" when not given
-  std::vector<std::string> cache_types;     // every one given; they must agree
+  std::string context_text;              // as typed; "" when not given
+  std::vector<std::string> cache_types;  // every one given; they must agree
   int64_t batch = 512;
   bool exact = false;
   bool reference = false;
@@ -31,7 +31,7 @@ void add_model_flags(CLI::App& app, ModelFlags& flags, bool with_context);
 struct SamplingFlags {
   SamplingOptions options;
   int64_t max_tokens = -1;
-  int64_t seed = -1;                        // -1: drawn anew for every run, and reported
+  int64_t seed = -1;  // -1: drawn anew for every run, and reported
   std::vector<std::string> stop;
   bool ignore_end = false;
 };

@@ -25,7 +25,7 @@ std::string nearest_word(std::string_view word, std::span<const std::string> wor
     text.remove_prefix(std::min(text.find_first_not_of('-'), text.size()));
     return text;
   };
-  constexpr size_t kLongestWord = 64;   // a pasted paragraph is nobody's misspelt flag
+  constexpr size_t kLongestWord = 64;  // a pasted paragraph is nobody's misspelt flag
   const std::string_view wanted = bare(word);
   if (wanted.empty() || wanted.size() > kLongestWord) return "";
   std::string best;

@@ -1,4 +1,5 @@
-// quipu perplexity MODEL FILE: how well a model predicts a text, in the way llama-perplexity does it so that numbers compare.
+// quipu perplexity MODEL FILE: how well a model predicts a text, in the way llama-perplexity does it so that numbers
+// compare.
 //
 // The text's ids are cut into chunks of --context; each is fed to an empty context (its first id replaced by the begin
 // token where the model has one), and every token of the second half, the first of that half excepted, is scored:
@@ -38,9 +39,9 @@ struct PerplexityFlags {
 };
 
 struct Score {
-  double sum = 0, sum_of_squares = 0;   // of negative log-likelihoods
+  double sum = 0, sum_of_squares = 0;  // of negative log-likelihoods
   int64_t count = 0;
-  int64_t best_right = 0;               // positions whose likeliest token was the right one
+  int64_t best_right = 0;  // positions whose likeliest token was the right one
 
   void add(double loss) {
     sum += loss;
@@ -103,12 +104,13 @@ class LogitsFile {
   static std::string header(int64_t rows, int64_t vocabulary, int64_t top) {
     std::string dictionary;
     if (top == 0) {
-      dictionary = text_f("{'descr': '<f4', 'fortran_order': False, 'shape': (%lld, %lld), }", static_cast<long long>(rows),
-                          static_cast<long long>(vocabulary));
+      dictionary = text_f("{'descr': '<f4', 'fortran_order': False, 'shape': (%lld, %lld), }",
+                          static_cast<long long>(rows), static_cast<long long>(vocabulary));
     } else {
-      dictionary = text_f("{'descr': [('ids', '<i4', (%lld,)), ('logprobs', '<f4', (%lld,)), ('target', '<i4'), "
-                          "('target_logprob', '<f4')], 'fortran_order': False, 'shape': (%lld,), }",
-                          static_cast<long long>(top), static_cast<long long>(top), static_cast<long long>(rows));
+      dictionary = text_f(
+          "{'descr': [('ids', '<i4', (%lld,)), ('logprobs', '<f4', (%lld,)), ('target', '<i4'), "
+          "('target_logprob', '<f4')], 'fortran_order': False, 'shape': (%lld,), }",
+          static_cast<long long>(top), static_cast<long long>(top), static_cast<long long>(rows));
     }
     constexpr size_t kPrefix = 10, kAlignment = 64;
     const size_t unpadded = kPrefix + dictionary.size() + 1;
@@ -126,9 +128,9 @@ class LogitsFile {
 };
 
 struct Plan {
-  int64_t context = 0;   // tokens of a chunk
+  int64_t context = 0;  // tokens of a chunk
   int64_t chunks = 0;
-  int64_t first = 0;     // first row of a chunk whose prediction is scored
+  int64_t first = 0;  // first row of a chunk whose prediction is scored
   int64_t rows() const { return chunks * (context - 1 - first); }
 };
 
@@ -141,8 +143,9 @@ Result<Plan> make_plan(const PerplexityFlags& flags, int64_t tokens) {
   if (plan.context < 4) return usage_error("--context: a chunk needs at least 4 tokens");
   plan.chunks = tokens / plan.context;
   if (plan.chunks < 1) {
-    return bad_input(printable(flags.file, 400) + ": " + std::to_string(tokens) + " tokens are fewer than one chunk of --context " +
-                     std::to_string(plan.context) + "; choose a smaller one");
+    return bad_input(printable(flags.file, 400) + ": " + std::to_string(tokens) +
+                     " tokens are fewer than one chunk of --context " + std::to_string(plan.context) +
+                     "; choose a smaller one");
   }
   if (flags.chunks > 0) plan.chunks = std::min(plan.chunks, flags.chunks);
   plan.first = flags.all_positions ? 0 : plan.context / 2;
@@ -153,7 +156,8 @@ Result<Score> score_text(const PerplexityFlags& flags, const Engine& engine, Ses
                          std::vector<int32_t>& ids) {
   std::unique_ptr<LogitsFile> out;
   if (!flags.logits_out.empty()) {
-    ASSIGN_OR_RETURN(LogitsFile file, LogitsFile::create(flags.logits_out, plan.rows(), engine.facts().vocabulary, flags.top));
+    ASSIGN_OR_RETURN(LogitsFile file,
+                     LogitsFile::create(flags.logits_out, plan.rows(), engine.facts().vocabulary, flags.top));
     out = std::make_unique<LogitsFile>(std::move(file));
   }
   Score score;
@@ -197,13 +201,24 @@ Result<void> perplexity(PerplexityFlags flags) {
   const double seconds = monotonic_seconds() - start;
   const double rate = static_cast<double>(plan.chunks * plan.context) / seconds;
   const double right = static_cast<double>(score.best_right) / static_cast<double>(score.count);
-  if (!std::isfinite(score.mean())) return failed("the loss is not finite: weights or activations hold NaN or infinity");
+  if (!std::isfinite(score.mean())) {
+    return failed("the loss is not finite: weights or activations hold NaN or infinity");
+  }
   if (flags.json) {
-    return print_json({{"model", engine->facts().path}, {"file", flags.file}, {"perplexity", score.perplexity()},
-                       {"error", score.standard_error()}, {"mean_loss", score.mean()}, {"scored_tokens", score.count},
-                       {"top1_accuracy", right}, {"chunks", plan.chunks}, {"context", plan.context},
-                       {"all_positions", flags.all_positions}, {"seconds", seconds}, {"tokens_per_second", rate},
-                       {"backend", engine->backend_name()}, {"threads", engine->threads()}});
+    return print_json({{"model", engine->facts().path},
+                       {"file", flags.file},
+                       {"perplexity", score.perplexity()},
+                       {"error", score.standard_error()},
+                       {"mean_loss", score.mean()},
+                       {"scored_tokens", score.count},
+                       {"top1_accuracy", right},
+                       {"chunks", plan.chunks},
+                       {"context", plan.context},
+                       {"all_positions", flags.all_positions},
+                       {"seconds", seconds},
+                       {"tokens_per_second", rate},
+                       {"backend", engine->backend_name()},
+                       {"threads", engine->threads()}});
   }
   return print_text(text_f("Final estimate: PPL = %.4f +/- %.5f\n", score.perplexity(), score.standard_error()) +
                     text_f("%s tokens scored in %lld chunks of %lld, likeliest token right %.1f %%, %.4g tok/s, %s\n",
@@ -221,7 +236,8 @@ Action declare_perplexity(CLI::App& app) {
   app.add_option("--chunks", flags->chunks, "score at most so many chunks (default: all)")->check(whole_number(-1));
   app.add_flag("--all-positions", flags->all_positions, "score every token of a chunk, not only the second half");
   app.add_option("--logits-out", flags->logits_out, "write the logits of every scored position as a NumPy file");
-  app.add_option("--logits-top", flags->top, "with --logits-out: only the K likeliest, as log-probabilities")->check(whole_number(1, 1 << 20));
+  app.add_option("--logits-top", flags->top, "with --logits-out: only the K likeliest, as log-probabilities")
+      ->check(whole_number(1, 1 << 20));
   app.add_flag("--json", flags->json, "one JSON object on standard output");
   return [flags] { return perplexity(*flags); };
 }

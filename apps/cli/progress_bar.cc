@@ -78,7 +78,9 @@ std::string ProgressBar::line(double done, double total, const std::string& note
   } else {
     right += "  " + human_bytes(done) + " of " + human_bytes(total) + "  " + human_bytes(rate) + "/s";
   }
-  if (fraction > 0 && fraction < 1) right += "  " + human_seconds(seconds / fraction - seconds) + " left";
+  if (fraction > 0 && fraction < 1) {
+    right += "  " + human_seconds(seconds / fraction - seconds) + " left";
+  }
   if (fraction >= 1) right += "  in " + human_seconds(seconds);
   if (!note.empty()) right += "  " + note;
   if (columns == 0) return label_ + right;

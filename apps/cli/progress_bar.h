@@ -12,9 +12,9 @@ namespace quipu::cli {
 class ProgressBar {
  public:
   struct Style {
-    bool tokens = true;        // false: the counts are bytes
-    bool keep = false;         // leave the finished line on the terminal
-    bool silent = false;       // show nothing at all
+    bool tokens = true;          // false: the counts are bytes
+    bool keep = false;           // leave the finished line on the terminal
+    bool silent = false;         // show nothing at all
     bool terminal_only = false;  // no plain lines elsewhere
   };
   ProgressBar(std::string label, Style style);
@@ -40,7 +40,7 @@ class ProgressBar {
 };
 
 bool stream_is_terminal(std::FILE* stream);
-bool colour_wanted(std::FILE* stream);   // a terminal, NO_COLOR unset or empty, TERM not "dumb"
-int terminal_columns();                  // of stderr; 80 when unknown
+bool colour_wanted(std::FILE* stream);  // a terminal, NO_COLOR unset or empty, TERM not "dumb"
+int terminal_columns();                 // of stderr; 80 when unknown
 
 }  // namespace quipu::cli

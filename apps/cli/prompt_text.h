@@ -11,7 +11,7 @@ namespace quipu::cli {
 struct PromptFlags {
   std::string text;
   std::string file;
-  const CLI::Option* text_option = nullptr;   // to tell -p "" from no -p
+  const CLI::Option* text_option = nullptr;  // to tell -p "" from no -p
 };
 void add_prompt_flags(CLI::App& app, PromptFlags& flags);
 

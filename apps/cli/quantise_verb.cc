@@ -25,20 +25,25 @@ struct QuantiseFlags {
 };
 
 uint64_t file_bytes(const std::string& path) {
-  struct stat facts {};
+  struct stat facts{};
   return stat(path.c_str(), &facts) == 0 ? static_cast<uint64_t>(facts.st_size) : 0;
 }
 
 bool same_file(const std::string& a, const std::string& b) {
-  struct stat left {}, right {};
-  return stat(a.c_str(), &left) == 0 && stat(b.c_str(), &right) == 0 && left.st_ino == right.st_ino && left.st_dev == right.st_dev;
+  struct stat left{}, right{};
+  return stat(a.c_str(), &left) == 0 && stat(b.c_str(), &right) == 0 && left.st_ino == right.st_ino &&
+         left.st_dev == right.st_dev;
 }
 
 Result<void> quantise(const QuantiseFlags& flags) {
-  if (flags.in.empty() || flags.out.empty()) return usage_error("quantise needs two paths: quipu quantise IN OUT --type TYPE");
+  if (flags.in.empty() || flags.out.empty()) {
+    return usage_error("quantise needs two paths: quipu quantise IN OUT --type TYPE");
+  }
   if (flags.type.empty()) return usage_error("--type: which type? For example --type q8_0");
   const auto type = dtype_from_name(flags.type);
-  if (!type) return usage_error("--type: '" + printable(flags.type) + "' is no tensor type; for example q8_0, q4_0, bf16, f16");
+  if (!type) {
+    return usage_error("--type: '" + printable(flags.type) + "' is no tensor type; for example q8_0, q4_0, bf16, f16");
+  }
   ASSIGN_OR_RETURN(const std::string in, resolve_model(flags.in));
   if (same_file(in, flags.out)) return usage_error(printable(flags.out, 400) + ": IN and OUT are the same file");
   if (!flags.force && file_bytes(flags.out) > 0) {
@@ -46,7 +51,8 @@ Result<void> quantise(const QuantiseFlags& flags) {
   }
   const double start = monotonic_seconds();
   {
-    ProgressBar bar("quantising to " + std::string(dtype_name(*type)), {.tokens = false, .keep = true, .silent = flags.json});
+    ProgressBar bar("quantising to " + std::string(dtype_name(*type)),
+                    {.tokens = false, .keep = true, .silent = flags.json});
     RETURN_IF_ERROR(Engine::quantise(in, flags.out, *type, [&bar](uint64_t done, uint64_t total) {
       bar.update(static_cast<double>(done), static_cast<double>(total));
     }));
@@ -55,13 +61,18 @@ Result<void> quantise(const QuantiseFlags& flags) {
   ASSIGN_OR_RETURN(const ModelFacts after, Engine::inspect(flags.out));
   const double seconds = monotonic_seconds() - start;
   if (flags.json) {
-    return print_json({{"in", in}, {"out", flags.out}, {"type", dtype_name(*type)}, {"seconds", seconds},
-                       {"weight_bytes_before", before.weight_bytes}, {"weight_bytes_after", after.weight_bytes},
+    return print_json({{"in", in},
+                       {"out", flags.out},
+                       {"type", dtype_name(*type)},
+                       {"seconds", seconds},
+                       {"weight_bytes_before", before.weight_bytes},
+                       {"weight_bytes_after", after.weight_bytes},
                        {"quantisation", after.quantisation}});
   }
-  return print_text(printable(flags.out, 400) + ": " + after.quantisation + ", " + human_bytes(static_cast<double>(after.weight_bytes)) +
-                    " of weights (" + human_bytes(static_cast<double>(before.weight_bytes)) + " before) in " +
-                    human_seconds(seconds) + "\n");
+  return print_text(printable(flags.out, 400) + ": " + after.quantisation + ", " +
+                    human_bytes(static_cast<double>(after.weight_bytes)) + " of weights (" +
+                    human_bytes(static_cast<double>(before.weight_bytes)) + " before) in " + human_seconds(seconds) +
+                    "\n");
 }
 
 }  // namespace

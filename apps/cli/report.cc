@@ -34,9 +34,12 @@ Speed speed_of(const SessionCounters& counters, const MemoryRoof& roof) {
   const auto per_second = [](double amount, double seconds) { return seconds > 0 ? amount / seconds : 0.0; };
   Speed speed;
   speed.prompt_tokens_per_second = per_second(static_cast<double>(counters.prompt_tokens), counters.prompt_seconds);
-  speed.generate_tokens_per_second = per_second(static_cast<double>(counters.generated_tokens), counters.generate_seconds);
+  speed.generate_tokens_per_second =
+      per_second(static_cast<double>(counters.generated_tokens), counters.generate_seconds);
   speed.generate_gigabytes_per_second = per_second(counters.generate_bytes / 1e9, counters.generate_seconds);
-  if (roof.gigabytes_per_second > 0) speed.roof_share = speed.generate_gigabytes_per_second / roof.gigabytes_per_second;
+  if (roof.gigabytes_per_second > 0) {
+    speed.roof_share = speed.generate_gigabytes_per_second / roof.gigabytes_per_second;
+  }
   return speed;
 }
 
@@ -54,17 +57,25 @@ std::string closing_line(const Engine& engine, const Session& session, const Mem
   const Speed speed = speed_of(counters, roof);
   std::string line;
   if (counters.prompt_tokens > 0) {
-    line += text_f("prompt %s tok %.4g tok/s | ", grouped_count(counters.prompt_tokens).c_str(), speed.prompt_tokens_per_second);
+    line += text_f("prompt %s tok %.4g tok/s | ", grouped_count(counters.prompt_tokens).c_str(),
+                   speed.prompt_tokens_per_second);
   }
   if (counters.generated_tokens > 0) {
-    line += text_f("answer %s tok %.4g tok/s", grouped_count(counters.generated_tokens).c_str(), speed.generate_tokens_per_second);
+    line += text_f("answer %s tok %.4g tok/s", grouped_count(counters.generated_tokens).c_str(),
+                   speed.generate_tokens_per_second);
     line += text_f(" %.1f GB/s", speed.generate_gigabytes_per_second);
-    if (speed.roof_share > 0) line += text_f(" = %.0f %% of the memory roof", 100 * speed.roof_share);
+    if (speed.roof_share > 1.05) {
+      // The roof is measured after the answer: what else ran then, held it down.
+      line += text_f(" (the memory roof measured only %.1f: busy machine)", roof.gigabytes_per_second);
+    } else if (speed.roof_share > 0) {
+      line += text_f(" = %.0f %% of the memory roof", 100 * speed.roof_share);
+    }
     line += " | ";
   }
   line += "state " + human_bytes(static_cast<double>(session.state_bytes()));
   if (!session.logits().empty()) line += " | logits #" + hash_text(session.logits_hash());
-  line += text_f(" | %s, %d thread%s", engine.backend_name().c_str(), engine.threads(), engine.threads() == 1 ? "" : "s");
+  line +=
+      text_f(" | %s, %d thread%s", engine.backend_name().c_str(), engine.threads(), engine.threads() == 1 ? "" : "s");
   return line;
 }
 

@@ -46,20 +46,26 @@ Result<void> feed_prompt(const RunFlags& flags, const Engine& engine, Session& s
   // A raw prompt may spell control tokens: that is how people write a template of their own.
   ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
                    engine.tokenizer().encode(prompt, {.add_special = session.tokens() == 0, .parse_special = true}));
-  if (ids.empty() && session.tokens() == 0) return usage_error("the prompt is empty, and this model has no begin token to start from");
+  if (ids.empty() && session.tokens() == 0) {
+    return usage_error("the prompt is empty, and this model has no begin token to start from");
+  }
   return session.feed(ids, progress, interrupt_flag());
 }
 
 // Room for the prompt and an answer: the template adds little, and a token is at least a byte.
 Result<int64_t> context_for(const RunFlags& flags, const Engine& engine, const std::string& prompt) {
   constexpr int64_t kRoomForTemplate = 256, kRoomForAnswer = 1024;
-  if (prompt.size() + flags.system.size() <= static_cast<size_t>(kDefaultContext / 2)) return chosen_context(flags.model, engine.facts(), 0);
+  if (prompt.size() + flags.system.size() <= static_cast<size_t>(kDefaultContext / 2)) {
+    return chosen_context(flags.model, engine.facts(), 0);
+  }
   ASSIGN_OR_RETURN(const auto ids, engine.tokenizer().encode(prompt));
   const int64_t answer = flags.sampling.max_tokens >= 0 ? flags.sampling.max_tokens : kRoomForAnswer;
-  return chosen_context(flags.model, engine.facts(), static_cast<int64_t>(ids.size() + flags.system.size()) + answer + kRoomForTemplate);
+  return chosen_context(flags.model, engine.facts(),
+                        static_cast<int64_t>(ids.size() + flags.system.size()) + answer + kRoomForTemplate);
 }
 
-Result<void> report(const RunFlags& flags, const Engine& engine, const Session& session, const GenerateResult& answer, uint64_t seed) {
+Result<void> report(const RunFlags& flags, const Engine& engine, const Session& session, const GenerateResult& answer,
+                    uint64_t seed) {
   if (flags.json) {
     const MemoryRoof& roof = measured_roof(engine.threads());
     nlohmann::ordered_json json = {{"model", engine.facts().path}, {"text", answer.text}};
@@ -74,7 +80,8 @@ Result<void> report(const RunFlags& flags, const Engine& engine, const Session& 
   std::string line = closing_line(engine, session, measured_roof(engine.threads()));
   line += " | seed " + std::to_string(seed);
   if (answer.finish != FinishReason::kStop) {
-    line += " | " + std::string(answer.finish == FinishReason::kContextFull ? "context full" : finish_reason_name(answer.finish));
+    line += " | " + std::string(answer.finish == FinishReason::kContextFull ? "context full"
+                                                                            : finish_reason_name(answer.finish));
   }
   print_note(line);
   return {};
@@ -117,8 +124,10 @@ Result<void> run(const RunFlags& flags) {
   }
   if (!flags.save_state.empty()) {
     ASSIGN_OR_RETURN(const uint64_t bytes, session->save_state(flags.save_state));
-    if (!quiet) print_note("saved " + grouped_count(session->tokens()) + " tokens of context to " + flags.save_state + " (" +
-                           human_bytes(static_cast<double>(bytes)) + ")");
+    if (!quiet) {
+      print_note("saved " + grouped_count(session->tokens()) + " tokens of context to " + flags.save_state + " (" +
+                 human_bytes(static_cast<double>(bytes)) + ")");
+    }
   }
   return report(flags, *engine, *session, answer, options.sampling.seed);
 }

@@ -44,8 +44,9 @@ Result<void> tokenize(const TokenizeFlags& flags) {
     return print_text(out + "\n");
   }
   for (const int32_t id : ids) out += text_f("%8d  '", id) + printable(tokenizer->token_bytes(id), 400) + "'\n";
-  return print_text(out + text_f("%s tokens, %.2f bytes per token\n", grouped_count(static_cast<int64_t>(ids.size())).c_str(),
-                                 ids.empty() ? 0.0 : static_cast<double>(text.size()) / static_cast<double>(ids.size())));
+  return print_text(out +
+                    text_f("%s tokens, %.2f bytes per token\n", grouped_count(static_cast<int64_t>(ids.size())).c_str(),
+                           ids.empty() ? 0.0 : static_cast<double>(text.size()) / static_cast<double>(ids.size())));
 }
 
 }  // namespace

@@ -19,11 +19,11 @@ using Action = std::function<Result<void>()>;
 
 struct Verb {
   std::string_view name;
-  std::string_view alias;      // another spelling, or ""
-  std::string_view summary;    // half a line for the overview
-  std::string_view synopsis;   // what follows "usage: "
-  std::string_view details;    // a paragraph for `quipu help VERB`, or ""
-  std::string_view examples;   // lines of commands with comments
+  std::string_view alias;     // another spelling, or ""
+  std::string_view summary;   // half a line for the overview
+  std::string_view synopsis;  // what follows "usage: "
+  std::string_view details;   // a paragraph for `quipu help VERB`, or ""
+  std::string_view examples;  // lines of commands with comments
   // Adds this verb's flags to `app` and returns what to do when they have been read.
   Action (*declare)(CLI::App& app);
 };

@@ -18,12 +18,15 @@ Action declare_version(CLI::App& app) {
     ASSIGN_OR_RETURN(const Isa isa, chosen_isa());
     const std::string isa_text(isa_name(isa));
     if (*json) {
-      return print_json({{"version", QUIPU_VERSION}, {"compiler", __VERSION__}, {"instruction_set", isa_text},
-                         {"processor", cpu_model_name()}, {"cores", available_cores()}});
+      return print_json({{"version", QUIPU_VERSION},
+                         {"compiler", __VERSION__},
+                         {"instruction_set", isa_text},
+                         {"processor", cpu_model_name()},
+                         {"cores", available_cores()}});
     }
     return print_text(std::string("quipu ") + QUIPU_VERSION + "\ncompiler         GCC or compatible " + __VERSION__ +
-                      "\ninstruction set  " + isa_text + " (QUIPU_ISA forces another)\nprocessor        " + cpu_model_name() +
-                      ", " + std::to_string(available_cores()) + " core(s) for this process\n");
+                      "\ninstruction set  " + isa_text + " (QUIPU_ISA forces another)\nprocessor        " +
+                      cpu_model_name() + ", " + std::to_string(available_cores()) + " core(s) for this process\n");
   };
 }
 

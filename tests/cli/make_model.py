@@ -2,16 +2,20 @@
 
     python3 make_model.py OUT [--no-template] [--seed N]
 
-2 layers, width 64, 4 query heads and 2 key heads of 32, feed-forward 128, a byte-level BPE of 264 tokens and a ChatML template.
+2 layers, width 64, 4 query heads and 2 key heads of 32, feed-forward 128, a byte-level BPE of 264 tokens and a ChatML
+template.
 """
+
 import random
 import struct
 import sys
 
 LAYERS, WIDTH, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, CONTEXT = 2, 64, 4, 2, 32, 128, 2048
 ALIGNMENT = 32
-TEMPLATE = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-            "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 
 def byte_alphabet():
