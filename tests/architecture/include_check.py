@@ -34,7 +34,7 @@ GRAPH = {
 APPS_LAYERS = ["engine", "base"]
 APPS_HEADERS = ["text/tokenizer.h", "text/chat_template.h", "tensor/dtype.h"]
 # What tests may reach beyond their own layer, the layers below it and its siblings.
-TEST_LAYERS = ["backend/reference", "backend/cpu"]
+TEST_LAYERS = ["backend/reference", "backend/cpu", "formats"]
 
 SOURCE = (".h", ".cc", ".def", ".inc", ".cu", ".cuh")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
@@ -65,7 +65,7 @@ def matches(layer, allowed):
 
 
 def is_test(path):
-    return path.endswith("_test.cc") or path.endswith("_fuzz.cc")
+    return path.endswith(("_test.cc", "_for_test.h", "_fuzz.cc"))
 
 
 def may_include(path, target):
