@@ -61,4 +61,8 @@ function(quipu_fuzz_target name)
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_LINKS})
   target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+  if(NOT TARGET fuzzers)
+    add_custom_target(fuzzers)   # all of them and what they need, nothing else
+  endif()
+  add_dependencies(fuzzers ${name})
 endfunction()
