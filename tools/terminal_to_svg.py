@@ -12,9 +12,8 @@ COLUMN, LINE, MARGIN, BAR = 8.43, 18, 16, 34
 COLOURS = {"36": "#56b6c2", "90": "#5c6370", "32": "#98c379", "31": "#e06c75", "33": "#e5c07b"}
 
 
-def spans(line):
-    """(text, style) of one line with its escape sequences."""
-    style = ""
+def spans(line, style):
+    """(text, style) of one line with its escape sequences; ends with the style that the next line begins with."""
     for part in re.split(r"(\x1b\[[0-9;]*m)", line):
         if not part.startswith("\x1b"):
             if part:
@@ -30,6 +29,7 @@ def spans(line):
                 style = ' fill="#7f8694"'
             elif code in COLOURS:
                 style = f' fill="{COLOURS[code]}"'
+    yield "", style
 
 
 def main():
@@ -47,9 +47,12 @@ def main():
     print(
         f'<text x="{width / 2:.0f}" y="22" text-anchor="middle" fill="#7f8694" font-size="12">{html.escape(title)}</text>'
     )
+    style = ""
     for row, line in enumerate(lines):
         column = 0
-        for text, style in spans(line):
+        for text, style in spans(line, style):
+            if not text:
+                continue
             x, y = MARGIN + column * COLUMN, BAR + (row + 1) * LINE - 4
             shown = html.escape(text).replace(" ", "\u00a0")
             length = f' textLength="{len(text) * COLUMN:.1f}"' if text.strip() else ""

@@ -42,6 +42,14 @@ TEST(HumanText, TablesAlignByLettersNotBytes) {
   EXPECT_EQ(aligned_table({{"né", "n"}, {"abc", "10"}}, {false, true}), "né    n\n---  --\nabc  10\n");
 }
 
+TEST(HumanText, WrapsAtWordsAndKeepsLongOnesWhole) {
+  EXPECT_EQ(wrapped("aa bb cc", 5), "aa bb\ncc");
+  EXPECT_EQ(wrapped("aa bb cc", 5, 2), "aa\n  bb\n  cc");
+  EXPECT_EQ(wrapped("aa\nbb\n\ncc", 20), "aa bb\n\ncc");
+  EXPECT_EQ(wrapped("a considerable word", 4), "a\nconsiderable\nword");
+  EXPECT_EQ(wrapped("", 4), "");
+}
+
 TEST(NearWord, CountsSwapsAsOneEdit) {
   EXPECT_EQ(edit_distance("kitten", "sitting"), 3u);
   EXPECT_EQ(edit_distance("tokneize", "tokenize"), 1u);

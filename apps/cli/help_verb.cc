@@ -1,5 +1,6 @@
 // quipu, quipu help, quipu help VERB; and the table of verbs.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <memory>
@@ -13,7 +14,7 @@
 namespace quipu::cli {
 namespace {
 
-constexpr std::array<Verb, 9> kVerbs = {{
+constexpr std::array<Verb, 10> kVerbs = {{
     {"run", "", "answer one prompt, streaming", "quipu run MODEL [-p PROMPT | -f FILE | < FILE] [flags]",
      "The model's own chat template is applied unless --raw is given or the model has none. The answer goes to "
      "standard\n"
@@ -68,6 +69,13 @@ constexpr std::array<Verb, 9> kVerbs = {{
      "quipu bench model.gguf --prompt 512,2048 --generate 64 --depth 0,4k,32k --cache-type q8_0\n"
      "quipu bench model.gguf -p 0 -n 32 -d 16k -r 3 --json",
      declare_bench},
+    {"verify-room", "", "an attention layer against other people's numbers", "quipu verify-room FILE... [--json]",
+     "A golden file is safetensors: metadata names the room (kind of attention) and its settings; tensors carry the\n"
+     "published module's names, its input and its output. The layer runs on every back end and path it has; the exit code\n"
+     "is 1 when one is further than 1e-5 from the file (largest difference over largest output), 3 when a file is bad.",
+     "quipu verify-room latent.safetensors\n"
+     "quipu verify-room golden/*.safetensors --json",
+     declare_verify_room},
     {"help", "", "this page, or one verb's", "quipu help [VERB]", "", "quipu help run", declare_help},
     {"version", "", "version, instruction set, machine", "quipu version [--json]", "", "quipu version --json",
      declare_version},
@@ -76,6 +84,12 @@ constexpr std::array<Verb, 9> kVerbs = {{
 std::string bold(std::string_view text) {
   const bool colour = colour_wanted(stdout);
   return (colour ? "\033[1m" : "") + std::string(text) + (colour ? "\033[0m" : "");
+}
+
+// Lines as wide as the terminal, but not so wide that the eye loses them.
+size_t page_columns() {
+  constexpr int kWidest = 100;
+  return static_cast<size_t>(std::min(terminal_columns(), kWidest));
 }
 
 std::string indented(std::string_view text) {
@@ -107,22 +121,19 @@ const Verb* find_verb(std::string_view name) {
 }
 
 void print_overview() {
-  std::printf(
-      "quipu runs language models in little memory: GGUF files and Hugging Face folders, on this machine's "
-      "processor.\n\n");
+  std::printf("quipu runs language models (GGUF files, Hugging Face folders) on this processor.\n\n");
   std::printf("%s quipu VERB MODEL [flags]\n\n", bold("usage:").c_str());
   for (const Verb& verb : kVerbs) {
     std::printf("  %-11s %s\n", std::string(verb.name).c_str(), std::string(verb.summary).c_str());
   }
   std::printf("\n%s\n", bold("try:").c_str());
-  std::printf("  quipu run smollm2 -p \"Why is the sky blue?\"     one answer (./quickstart has fetched smollm2)\n");
-  std::printf("  quipu chat model.gguf                           a conversation\n");
+  std::printf("  quipu run smollm2 -p \"Why is the sky blue?\"   one answer (./quickstart fetched it)\n");
+  std::printf("  quipu chat model.gguf                         a conversation\n");
+  std::printf("  quipu inspect model.gguf                      what it is, what N tokens cost\n");
+  std::printf("  quipu bench model.gguf --depth 0,4k           speed, with llama-bench's names\n");
   std::printf(
-      "  quipu inspect model.gguf                        what the model is, and what N tokens of context cost\n");
-  std::printf("  quipu bench model.gguf --depth 0,4k             speed, side by side with llama-bench's names\n");
-  std::printf(
-      "\n'quipu help VERB' shows every flag with examples. Flags of llama.cpp work: -m -p -f -n -c -t -b -s --temp "
-      "-ctk.\n");
+      "\n'quipu help VERB' shows every flag with examples. llama.cpp's flags work:\n"
+      "-m -p -f -n -c -t -b -s --temp -ctk -ctv and others.\n");
   std::printf("Exit codes: 0 done, 1 the machine failed, 2 asked wrongly, 3 a file is bad.\n");
 }
 
@@ -133,19 +144,20 @@ void print_verb_help(const Verb& verb) {
   std::printf("quipu %s: %s\n\n", std::string(verb.name).c_str(), std::string(verb.summary).c_str());
   std::printf("%s %s\n", bold("usage:").c_str(), std::string(verb.synopsis).c_str());
   if (!verb.alias.empty()) std::printf("       (also: quipu %s)\n", std::string(verb.alias).c_str());
-  if (!verb.details.empty()) std::printf("\n%s\n", std::string(verb.details).c_str());
+  if (!verb.details.empty()) std::printf("\n%s\n", wrapped(verb.details, page_columns()).c_str());
   bool heading = false;
+  constexpr size_t kSpellingColumns = 26;
   for (const CLI::Option* option : app.get_options()) {
     const std::string spelling = flag_spelling(*option);
     if (spelling.empty()) continue;
     if (!heading) std::printf("\n%s\n", bold("flags:").c_str());
     heading = true;
     // A long list of spellings gets a line of its own.
-    if (spelling.size() > 26) {
-      std::printf("  %s\n  %-26s %s\n", spelling.c_str(), "", option->get_description().c_str());
-    } else {
-      std::printf("  %-26s %s\n", spelling.c_str(), option->get_description().c_str());
-    }
+    const std::string gap = spelling.size() > kSpellingColumns
+                                ? "\n" + std::string(kSpellingColumns + 3, ' ')
+                                : std::string(kSpellingColumns + 1 - spelling.size(), ' ');
+    const std::string description = wrapped(option->get_description(), page_columns(), kSpellingColumns + 3);
+    std::printf("  %s%s%s\n", spelling.c_str(), gap.c_str(), description.c_str());
   }
   std::printf("\n%s\n%s\n", bold("examples:").c_str(), indented(verb.examples).c_str());
 }

@@ -91,6 +91,34 @@ size_t display_width(std::string_view text) {
   return width;
 }
 
+std::string wrapped(std::string_view text, size_t columns, size_t indent) {
+  std::string out;
+  size_t used = indent;
+  for (size_t i = 0; i < text.size();) {
+    if (text.substr(i, 2) == "\n\n") {
+      out += "\n\n";
+      used = 0;
+    }
+    while (i < text.size() && (text[i] == ' ' || text[i] == '\n')) ++i;
+    const size_t end = std::min(text.find_first_of(" \n", i), text.size());
+    const std::string_view word = text.substr(i, end - i);
+    const size_t width = display_width(word);
+    if (width == 0) break;
+    const bool starts_line = used == 0 || (out.empty() && used == indent);
+    if (!starts_line && used + 1 + width > columns) {
+      out += '\n' + std::string(indent, ' ');
+      used = indent;
+    } else if (!starts_line) {
+      out += ' ';
+      ++used;
+    }
+    out += word;
+    used += width;
+    i = end;
+  }
+  return out;
+}
+
 std::string aligned_table(const std::vector<std::vector<std::string>>& rows, const std::vector<bool>& right,
                           bool heading) {
   std::vector<size_t> widths(right.size(), 0);

@@ -21,6 +21,10 @@ std::string human_tokens(int64_t tokens);    // "512", "4k", "1M": whole multipl
 // Columns needed on a terminal: code points, with East Asian wide ones counted as one (good enough for names).
 size_t display_width(std::string_view text);
 
+// Words of `text` in lines of at most `columns`; every line after the first is indented by `indent` spaces. Line breaks
+// in `text` count as spaces, except empty lines.
+std::string wrapped(std::string_view text, size_t columns, size_t indent = 0);
+
 // Rows of cells as aligned columns, two spaces between. `right` holds one flag per column: true aligns it right.
 // The first row is the heading and is underlined with dashes when `heading` is set.
 std::string aligned_table(const std::vector<std::vector<std::string>>& rows, const std::vector<bool>& right,

@@ -21,6 +21,8 @@
 namespace quipu::cli {
 namespace {
 
+int verdict = 0;
+
 int report_error(const Error& error, bool json) {
   const int code = static_cast<int>(error.error_class);
   // One line, whatever a message quotes.
@@ -76,10 +78,13 @@ int run_program(std::vector<std::string> words) {
     return 0;
   }
   const Result<void> outcome = run_words(*verb, with_long_spellings(std::move(words)));
-  return outcome.ok() ? 0 : report_error(outcome.error(), json);
+  return outcome.ok() ? verdict : report_error(outcome.error(), json);
 }
 
 }  // namespace
+
+void set_verdict(int exit_code) { verdict = exit_code; }
+
 }  // namespace quipu::cli
 
 int main(int argc, char** argv) {

@@ -39,8 +39,12 @@ Action declare_tokenize(CLI::App& app);
 Action declare_perplexity(CLI::App& app);
 Action declare_quantise(CLI::App& app);
 Action declare_bench(CLI::App& app);
+Action declare_verify_room(CLI::App& app);
 Action declare_help(CLI::App& app);
 Action declare_version(CLI::App& app);
+
+// For a verb that answers yes or no: the exit code of an answer that was told in full but is a no.
+void set_verdict(int exit_code);
 
 // The page of `quipu` without arguments, and of `quipu help VERB`.
 void print_overview();
