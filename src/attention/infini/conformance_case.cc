@@ -20,7 +20,7 @@ std::vector<ConformanceCase> conformance_cases_infini() {
   std::vector<ConformanceCase> cases;
 
   HyperParameters linear = base(6, 2, 7, "linear", 29);
-  linear.set("value_dim", int64_t{37});   // a whole tile of the memory and an odd one
+  linear.set("value_dim", int64_t{37});  // a whole tile of the memory and an odd one
   linear.set("rope_dim", int64_t{6});
   linear.set("feature", std::string("dpfp"));
   linear.set("dpfp_nu", int64_t{2});

@@ -9,9 +9,9 @@ enum class Feature { kElu1, kDpfp, kSiluL2 };
 
 struct FeatureMap {
   Feature feature = Feature::kElu1;
-  int64_t dim = 0;        // of a head
-  int64_t nu = 1;         // kDpfp
-  bool unit = false;      // divided by its Euclidean length afterwards; kSiluL2 always is
+  int64_t dim = 0;    // of a head
+  int64_t nu = 1;     // kDpfp
+  bool unit = false;  // divided by its Euclidean length afterwards; kSiluL2 always is
 
   int64_t count() const { return feature == Feature::kDpfp ? 2 * nu * dim : dim; }
   // out [count()] = sigma(x [dim]); no overlap.

@@ -1,5 +1,5 @@
-// One step: project, then run by run (a run: rows of one sequence inside one segment) attend locally, read the memory of
-// closed segments, write the open one; fold it when the segment ends; mix; project back. Equations: math.md.
+// One step: project, then run by run (a run: rows of one sequence inside one segment) attend locally, read the memory
+// of closed segments, write the open one; fold it when the segment ends; mix; project back. Equations: math.md.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -41,11 +41,13 @@ void move_rows(const KvCacheView& cache, int64_t from, int64_t count, float* buf
   for (int64_t row = 0; row < count; ++row) {
     const int64_t page = row / kPageRows, source = (from + row) / kPageRows;
     for (int64_t head = 0; head < cache.kv_heads; ++head) {
-      load_key_row(buffer, cache.dtype, cache.key_page(source) + head * key_bytes, cache.key_dim, (from + row) % kPageRows);
+      load_key_row(buffer, cache.dtype, cache.key_page(source) + head * key_bytes, cache.key_dim,
+                   (from + row) % kPageRows);
       save_key_row(cache.key_page(page) + head * key_bytes, cache.dtype, cache.key_dim, row % kPageRows, buffer);
       load_value_row(buffer, cache.dtype, cache.value_page(source) + head * value_bytes, cache.value_dim,
                      (from + row) % kPageRows);
-      save_value_row(cache.value_page(page) + head * value_bytes, cache.dtype, cache.value_dim, row % kPageRows, buffer);
+      save_value_row(cache.value_page(page) + head * value_bytes, cache.dtype, cache.value_dim, row % kPageRows,
+                     buffer);
     }
   }
 }
@@ -54,7 +56,7 @@ void move_rows(const KvCacheView& cache, int64_t from, int64_t count, float* buf
 
 struct Infini::Cursor {
   LayerState* state = nullptr;
-  int64_t next = 0, end = 0;            // rows of the batch still to do
+  int64_t next = 0, end = 0;  // rows of the batch still to do
   SegmentRecord record;
   KvCacheView cache;
   // fp32 regions; null where there is none.
@@ -62,7 +64,7 @@ struct Infini::Cursor {
   float *sum = nullptr, *open_sum = nullptr, *sum_carry = nullptr;
   // The run at hand.
   int64_t row_begin = 0, rows = 0, first_key = 0;
-  bool fold_before = false;             // the segment before ended without its last token being seen (routing)
+  bool fold_before = false;  // the segment before ended without its last token being seen (routing)
   bool fold_after = false;
 };
 
@@ -70,18 +72,18 @@ struct Infini::Step {
   Backend& backend;
   const RaggedBatch& batch;
   MatrixView<float> q = {}, k = {}, v = {};
-  MatrixView<float> rotated_q = {}, rotated_k = {};   // q and k themselves when nothing rotates
+  MatrixView<float> rotated_q = {}, rotated_k = {};  // q and k themselves when nothing rotates
   MatrixView<float> query_features = {}, key_features = {};
-  MatrixView<float> query_norm = {}, key_norm = {};   // sigma(q) . z per head, sigma(k) . z per key head
-  MatrixView<float> gate = {};                   // logits per head; only with gate "token"
-  MatrixView<float> write = {}, strength = {};        // logits, then in `write` the weight of what a token writes
-  MatrixView<float> read = {};                   // what comes out of the memory
-  MatrixView<float> attended = {};               // local attention, then the mixture
+  MatrixView<float> query_norm = {}, key_norm = {};  // sigma(q) . z per head, sigma(k) . z per key head
+  MatrixView<float> gate = {};                       // logits per head; only with gate "token"
+  MatrixView<float> write = {}, strength = {};       // logits, then in `write` the weight of what a token writes
+  MatrixView<float> read = {};                       // what comes out of the memory
+  MatrixView<float> attended = {};                   // local attention, then the mixture
   AttendSlice* slices = nullptr;
   Cursor* cursors = nullptr;
   Cursor** active = nullptr;
   int64_t active_count = 0;
-  std::byte** pages = nullptr;              // of all cursors, keys then values
+  std::byte** pages = nullptr;  // of all cursors, keys then values
   float* row_buffer = nullptr;
 
   static Step plan(Backend& backend, const RaggedBatch& batch, const Settings& s, int64_t rows, Arena& scratch);
@@ -147,7 +149,7 @@ int64_t Infini::begin_cursors(Step& step) const {
   const int64_t pages = s_.local_pages();
   int64_t count = 0;
   for (const SequenceSlice& slice : step.batch.slices) {
-    if (slice.rows == 0) continue;   // so that scratch for one cursor a row is enough
+    if (slice.rows == 0) continue;  // so that scratch for one cursor a row is enough
     LayerState& state = *slice.state;
     Cursor& cursor = *std::construct_at(step.cursors + count);
     cursor.state = &state;
@@ -253,11 +255,13 @@ void Infini::map_and_normalise(Step& step, const Cursor& cursor, int64_t kv_head
 
     float* key = step.key_features.row(row) + kv_head * features;
     s_.map.apply(key, step.k.row(row) + kv_head * s_.head_dim);
-    if (s_.rule == MemoryRule::kDelta) step.key_norm(row, kv_head) = std::max(dot(key, sum, features), kLeastDenominator);
+    if (s_.rule == MemoryRule::kDelta)
+      step.key_norm(row, kv_head) = std::max(dot(key, sum, features), kLeastDenominator);
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
       float* query = step.query_features.row(row) + head * features;
       s_.map.apply(query, step.q.row(row) + head * s_.head_dim);
-      if (s_.norm == ReadNorm::kSum) step.query_norm(row, head) = std::max(dot(query, sum, features), kLeastDenominator);
+      if (s_.norm == ReadNorm::kSum)
+        step.query_norm(row, head) = std::max(dot(query, sum, features), kLeastDenominator);
     }
     if (sum != nullptr && weight != 0.0f) {
       for (int64_t i = 0; i < features; ++i) open[i] += weight * key[i];
@@ -266,52 +270,99 @@ void Infini::map_and_normalise(Step& step, const Cursor& cursor, int64_t kv_head
   if (cursor.fold_after) fold();
 }
 
+// What is done to one tile of one head's memory in a run.
+struct Infini::TileTask {
+  int64_t kv_head = 0, tile = 0;
+  int64_t features = 0, columns = 0;
+  float *memory = nullptr, *open = nullptr, *carry = nullptr;  // of closed segments; of the open one; null without
+  Isa isa = Isa::kPortable;
+};
+
+// All queries of the run read the closed segments, kTileBatch of them in a pass.
+void Infini::read_tile(Step& step, const Cursor& cursor, const TileTask& task) const {
+  const int64_t group = s_.group();
+  TileRead reads[kTileBatch];
+  size_t count = 0;
+  for (int64_t row = cursor.row_begin; row < cursor.row_begin + cursor.rows; ++row) {
+    for (int64_t head = task.kv_head * group; head < (task.kv_head + 1) * group; ++head) {
+      reads[count++] = {step.query_features.row(row) + head * task.features,
+                        step.read.row(row) + head * s_.value_dim + task.tile * kTileColumns};
+      if (count < kTileBatch) continue;
+      tile_read(reads, task.memory, task.features, task.columns, task.isa);
+      count = 0;
+    }
+  }
+  tile_read({reads, count}, task.memory, task.features, task.columns, task.isa);
+}
+
+// All tokens of the run write to the open segment, in order. delta_true reads its own writes, so it goes one by one.
+void Infini::write_tile(Step& step, const Cursor& cursor, const TileTask& task) const {
+  const size_t batch = s_.rule == MemoryRule::kDeltaTrue ? 1 : kTileBatch;
+  const float* known_from = s_.rule == MemoryRule::kDeltaTrue ? task.open : task.memory;
+  float known[kTileBatch][kTileColumns];
+  float written[kTileBatch][kTileColumns];
+  TileRead reads[kTileBatch];
+  TileWrite writes[kTileBatch];
+  int64_t rows[kTileBatch];
+  size_t count = 0;
+  const auto flush = [&] {
+    if (s_.rule == MemoryRule::kLinear) {
+      std::memset(known, 0, sizeof(known));
+    } else {
+      tile_read({reads, count}, known_from, task.features, task.columns, task.isa);
+    }
+    for (size_t i = 0; i < count; ++i) {
+      const float* value = step.v.row(rows[i]) + task.kv_head * s_.value_dim + task.tile * kTileColumns;
+      const float weight = step.write(rows[i], task.kv_head);
+      const float norm = s_.rule == MemoryRule::kDelta ? step.key_norm(rows[i], task.kv_head) : 1.0f;
+      for (int64_t c = 0; c < task.columns; ++c) written[i][c] = weight * (value[c] - known[i][c] / norm);
+    }
+    tile_write(task.open, {writes, count}, task.features, task.columns, task.isa);
+    count = 0;
+  };
+  for (int64_t row = cursor.row_begin; row < cursor.row_begin + cursor.rows; ++row) {
+    if (step.write(row, task.kv_head) == 0.0f) continue;  // a hard gate's zero leaves every bit as it is
+    const float* key = step.key_features.row(row) + task.kv_head * task.features;
+    rows[count] = row;
+    reads[count] = {key, known[count]};
+    writes[count] = {key, written[count]};
+    if (++count == batch) flush();
+  }
+  flush();
+}
+
 // A run against one tile of one head's memory: all reads see closed segments only, writes go to the open one.
 void Infini::read_and_write(Step& step, const Cursor& cursor, int64_t kv_head, int64_t tile) const {
   const TileGrid grid{s_.map.count(), s_.value_dim};
-  const int64_t features = grid.features, columns = grid.columns(tile), group = s_.group();
-  const int64_t offset = kv_head * features * s_.value_dim + grid.offset(tile);
-  float* const memory = cursor.memory + offset;
-  float* const open = cursor.open_memory + offset;
+  const int64_t offset = kv_head * grid.features * s_.value_dim + grid.offset(tile);
+  const TileTask task{.kv_head = kv_head,
+                      .tile = tile,
+                      .features = grid.features,
+                      .columns = grid.columns(tile),
+                      .memory = cursor.memory + offset,
+                      .open = cursor.open_memory + offset,
+                      .carry = cursor.memory_carry == nullptr ? nullptr : cursor.memory_carry + offset,
+                      .isa = step.backend.isa()};
   const auto fold = [&] {
     // delta_true goes on from the memory itself, so the open one is already the next.
     if (s_.rule == MemoryRule::kDeltaTrue) {
-      std::memcpy(memory, open, static_cast<size_t>(grid.floats(tile)) * sizeof(float));
-    } else if (cursor.memory_carry != nullptr) {
-      fold_sums_compensated(memory, cursor.memory_carry + offset, open, grid.floats(tile));
+      std::memcpy(task.memory, task.open, static_cast<size_t>(grid.floats(tile)) * sizeof(float));
+    } else if (task.carry != nullptr) {
+      fold_sums_compensated(task.memory, task.carry, task.open, grid.floats(tile));
     } else {
-      fold_sums(memory, open, grid.floats(tile));
+      fold_sums(task.memory, task.open, grid.floats(tile));
     }
   };
   if (cursor.fold_before) fold();
-  for (int64_t row = cursor.row_begin; row < cursor.row_begin + cursor.rows; ++row) {
-    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-      tile_read(step.read.row(row) + head * s_.value_dim + tile * kTileColumns, memory,
-                step.query_features.row(row) + head * features, features, columns);
-    }
-    const float weight = step.write(row, kv_head);
-    if (weight == 0.0f) continue;   // a hard gate's zero leaves every bit as it is
-    const float* key = step.key_features.row(row) + kv_head * features;
-    const float* value = step.v.row(row) + kv_head * s_.value_dim + tile * kTileColumns;
-    float known[kTileColumns] = {};
-    float written[kTileColumns];
-    if (s_.rule == MemoryRule::kDelta) {
-      tile_read(known, memory, key, features, columns);
-      const float norm = step.key_norm(row, kv_head);
-      for (int64_t c = 0; c < columns; ++c) known[c] /= norm;
-    } else if (s_.rule == MemoryRule::kDeltaTrue) {
-      tile_read(known, open, key, features, columns);
-    }
-    for (int64_t c = 0; c < columns; ++c) written[c] = weight * (value[c] - known[c]);
-    tile_write(open, key, written, features, columns);
-  }
+  read_tile(step, cursor, task);
+  write_tile(step, cursor, task);
   if (cursor.fold_after) fold();
 }
 
 // Normalises what a row read, and lets the gate decide between it and the local attention.
 void Infini::mix(Step& step, int64_t row) const {
   const bool first_segment = step.batch.positions[static_cast<size_t>(row)] < s_.segment_tokens;
-  if (first_segment && !s_.first_segment_gated) return;   // attended is the result
+  if (first_segment && !s_.first_segment_gated) return;  // attended is the result
   for (int64_t head = 0; head < s_.heads; ++head) {
     float* read = step.read.row(row) + head * s_.value_dim;
     float* attended = step.attended.row(row) + head * s_.value_dim;

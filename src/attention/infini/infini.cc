@@ -36,7 +36,8 @@ Error refused(const HyperParameters& p, std::string_view key, std::string_view v
 }
 
 // The text under `key`, which must be `first` or `second`: whether it is `second`. Absent: `first`.
-Result<bool> is_second(const HyperParameters& p, std::string_view key, std::string_view first, std::string_view second) {
+Result<bool> is_second(const HyperParameters& p, std::string_view key, std::string_view first,
+                       std::string_view second) {
   ASSIGN_OR_RETURN(const std::string text, p.text_or(key, std::string(first)));
   if (text != first && text != second) return refused(p, key, text, std::string(first) + " or " + std::string(second));
   return text == second;
@@ -123,7 +124,8 @@ Result<Infini::Settings> Infini::read_settings(const AttentionShape& shape, cons
   ASSIGN_OR_RETURN(s.head_dim, p.integer("head_dim", 1, kMostHeadDim));
   ASSIGN_OR_RETURN(s.value_dim, p.integer_or("value_dim", 1, kMostHeadDim, s.head_dim));
   ASSIGN_OR_RETURN(s.rope, rope_settings(p, s.head_dim));
-  ASSIGN_OR_RETURN(const double scale, p.number_or("scale", 1e-9, 1e9, 1.0 / std::sqrt(static_cast<double>(s.head_dim))));
+  ASSIGN_OR_RETURN(const double scale,
+                   p.number_or("scale", 1e-9, 1e9, 1.0 / std::sqrt(static_cast<double>(s.head_dim))));
   s.scale = static_cast<float>(scale);
   RETURN_IF_ERROR(read_memory_settings(s, p));
   return s;
@@ -199,8 +201,11 @@ StateLayout Infini::state_layout(const StateOptions& options) const {
   if (s_.head_dim % block != 0 || s_.value_dim % block != 0) dtype = DType::kF16;
   const int64_t rows = s_.local_pages() * kPageRows;
   const auto fixed = [](std::string name, DType type, int64_t elements, int64_t count) {
-    return RegionSpec{
-        .name = std::move(name), .dtype = type, .row_elements = elements, .growth = Growth::kFixed, .fixed_rows = count};
+    return RegionSpec{.name = std::move(name),
+                      .dtype = type,
+                      .row_elements = elements,
+                      .growth = Growth::kFixed,
+                      .fixed_rows = count};
   };
   const auto floats = [&](std::string name, int64_t count) { return fixed(std::move(name), DType::kF32, count, 1); };
   // The order of Regions.
@@ -247,6 +252,13 @@ std::vector<float> Infini::memory_norm(const LayerState& state) const {
   if (region.pages.empty()) return std::vector<float>(static_cast<size_t>(s_.sum_floats()));
   const float* stored = reinterpret_cast<const float*>(region.pages[0]);
   return {stored, stored + s_.sum_floats()};
+}
+
+std::vector<StateTensor> Infini::state_tensors(const LayerState& state) const {
+  const int64_t features = s_.map.count();
+  std::vector<StateTensor> tensors = {{"final_memory", {s_.kv_heads, features, s_.value_dim}, memory(state)}};
+  if (s_.has_sum()) tensors.push_back({"final_norm", {s_.kv_heads, features}, memory_norm(state)});
+  return tensors;
 }
 
 int64_t Infini::weight_bytes() const {

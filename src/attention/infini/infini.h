@@ -1,17 +1,17 @@
-// Infini-attention: exact attention inside a segment, an associative memory of fixed size for all segments before it, and
-// a gate between the two. Mathematics, state and where papers and code differ: math.md.
+// Infini-attention: exact attention inside a segment, an associative memory of fixed size for all segments before it,
+// and a gate between the two. Mathematics, state and where papers and code differ: math.md.
 //
 // Hyperparameters:
 //   heads, kv_heads, head_dim        heads a multiple of kv_heads; one memory per key head, read by all its query heads
 //   value_dim                        absent: head_dim
-//   rope_...                         attention/shared/rope_frequencies.h; local attention only, the memory sees no position
-//   scale                            multiplies q . k of the local attention; absent: 1 / sqrt(head_dim)
+//   rope_...                         attention/shared/rope_frequencies.h; local attention only, the memory sees no
+//   position scale                            multiplies q . k of the local attention; absent: 1 / sqrt(head_dim)
 //   segment_tokens                   >= 1; segments are counted in original positions
 //   rule                             "linear", "delta" (as published), "delta_true" (unit features, no normaliser)
 //   feature                          "elu1" (absent), "dpfp" with dpfp_nu, "silu_l2"
-//   norm                             of what is read: "z" (absent; not for delta_true), "rms", "none" (delta_true, absent)
-//   gate                             "head" (absent): a number per head; "token": a linear function of the token
-//   write_gate                       "none" (absent), "soft", "hard" (exact zeros leave the memory bit-identical)
+//   norm                             of what is read: "z" (absent; not for delta_true), "rms", "none" (delta_true,
+//   absent) gate                             "head" (absent): a number per head; "token": a linear function of the
+//   token write_gate                       "none" (absent), "soft", "hard" (exact zeros leave the memory bit-identical)
 //   window                           "none" (absent), "previous": local attention sees the segment before, too
 //   first_segment                    "gated" (absent): an empty memory reads zero; "local": not gated there
 //   accumulation                     "fp32" (absent): of segment sums; "compensated" (not for delta_true)
@@ -36,7 +36,7 @@
 namespace quipu {
 
 enum class MemoryRule { kLinear, kDelta, kDeltaTrue };
-enum class ReadNorm { kNone, kSum, kRms };           // kSum: divided by sigma(q) . z
+enum class ReadNorm { kNone, kSum, kRms };  // kSum: divided by sigma(q) . z
 enum class WriteGate { kNone, kSoft, kHard };
 
 class Infini final : public Attention {
@@ -59,6 +59,7 @@ class Infini final : public Attention {
   // rule has none). What golden files call final_memory and final_norm.
   std::vector<float> memory(const LayerState& state) const;
   std::vector<float> memory_norm(const LayerState& state) const;
+  std::vector<StateTensor> state_tensors(const LayerState& state) const override;
   int64_t features() const { return s_.map.count(); }
 
  private:
@@ -86,6 +87,7 @@ class Infini final : public Attention {
   struct Regions;   // the numbers of the regions a state has
   struct Cursor;    // one sequence of a batch: its state, and how far it is
   struct Step;      // scratch and views of one forward()
+  struct TileTask;  // one tile of one head's memory
   static Result<Settings> read_settings(const AttentionShape& shape, const HyperParameters& parameters);
   static Result<void> read_memory_settings(Settings& s, const HyperParameters& parameters);
   Result<void> bind(WeightSource& weights, Backend& backend);
@@ -98,6 +100,8 @@ class Infini final : public Attention {
   void attend_locally(Step& step) const;
   void map_and_normalise(Step& step, const Cursor& cursor, int64_t kv_head) const;
   void read_and_write(Step& step, const Cursor& cursor, int64_t kv_head, int64_t tile) const;
+  void read_tile(Step& step, const Cursor& cursor, const TileTask& task) const;
+  void write_tile(Step& step, const Cursor& cursor, const TileTask& task) const;
   void mix(Step& step, int64_t row) const;
 
   Settings s_;

@@ -4,13 +4,15 @@
 #include <string>
 
 #include "attention/infini/layer_for_test.h"
+#include "attention/infini/memory_tile.h"
+#include "base/random.h"
 
 namespace quipu {
 namespace {
 
 using Rows = std::vector<std::vector<float>>;
 
-constexpr int64_t kHidden = 8;   // query 0-1, key 2-3, value 4-5, write strength 6, write gate 7
+constexpr int64_t kHidden = 8;  // query 0-1, key 2-3, value 4-5, write strength 6, write gate 7
 constexpr float kShut = -200.0f, kOpen = 200.0f;
 
 // A layer of one head of 2 whose projections pick the parts of x, so that a test says what q, k and v are.
@@ -26,7 +28,7 @@ struct Bare {
     weights["key"] = picks({2, 3});
     weights["value"] = picks({4, 5});
     weights["output"] = std::vector<float>(kHidden * 2);
-    weights["output"][0] = weights["output"][3] = 1.0f;   // results in columns 0 and 1
+    weights["output"][0] = weights["output"][3] = 1.0f;  // results in columns 0 and 1
     weights["memory_gate"] = {gate};
     weights["write_strength"] = picks({6});
     weights["write_gate"] = picks({7});
@@ -75,12 +77,13 @@ void expect_near(const std::vector<float>& got, const std::vector<double>& wante
 }
 
 const Rows kKeys1 = {{0, 1}, {2, 0}, {1, 1}}, kValues1 = {{1, 0}, {0, 2}, {-1, 1}};
-const Rows kQueries2 = {{0, 0}, {1, 0}, {0, 2}}, kKeys2 = {{1, 0}, {0, 0}, {0, 2}}, kValues2 = {{2, 1}, {0, -1}, {1, 1}};
+const Rows kQueries2 = {{0, 0}, {1, 0}, {0, 2}}, kKeys2 = {{1, 0}, {0, 0}, {0, 2}},
+           kValues2 = {{2, 1}, {0, -1}, {1, 1}};
 
 TEST(InfiniMemory, LinearUpdateAndReadGiveTheWorkedNumbers) {
   InfiniLayer layer = Bare("linear", 3, kOpen).layer();
   const std::vector<float> first = results(layer.feed(tokens(kQueries2, kKeys1, kValues1)));
-  expect_near(first, {0, 0, 0, 0, 0, 0});   // an empty memory reads zero
+  expect_near(first, {0, 0, 0, 0, 0, 0});  // an empty memory reads zero
   expect_near(layer.memory(), {-1, 8, 0, 4});
   expect_near(layer.norm(), {6, 5});
   expect_near(results(layer.feed(tokens(kQueries2, kKeys2, kValues2))),
@@ -152,9 +155,9 @@ TEST(InfiniMemory, PaperDeltaReadsHalfOfWhatIsRepeated) {
 // The features of elu1 cannot be given freely: x + 1 and the length come between. Keys (3/5, 4/5) and (1, 0) as unit
 // features come from pre-images ln of them scaled: exp(x) for x <= 0 gives any number in (0, 1], then the length is 1.
 TEST(InfiniMemory, TrueDeltaIsSequentialAndEqualsItsTriangularForm) {
-  const float nearly_zero = -60.0f;   // exp: 9e-27
+  const float nearly_zero = -60.0f;  // exp: 9e-27
   const std::vector<float> k1 = {0.0f, nearly_zero}, k2 = {std::log(0.6f), std::log(0.8f)};
-  const std::vector<float> strengths = {kOpen, 0.0f};   // sigmoid: 1 and 1/2
+  const std::vector<float> strengths = {kOpen, 0.0f};  // sigmoid: 1 and 1/2
   const auto written = [&](int64_t segment_tokens) {
     InfiniLayer layer = Bare("delta_true", segment_tokens, kOpen).layer();
     layer.feed(tokens({}, {k1, k2}, {{1, 2}, {3, 4}}, strengths));
@@ -229,13 +232,56 @@ TEST(InfiniMemory, ARoutedLayerCountsSegmentsInOriginalPositions) {
   expect_near(results(layer.feed(tokens({{1, 1}}, {{1, 1}}, {{-1, 1}}), {9})), {1 * 6.0 / 14, 2 * 8.0 / 14});
   expect_near(layer.memory(), {1, 6, 2, 2});
   layer.feed(tokens({}, {{1, 1}}, {{-1, 1}}), {11});
-  expect_near(layer.norm(), {4 + 4.0, 3 + 4.0});   // position 11 ended the segment
+  expect_near(layer.norm(), {4 + 4.0, 3 + 4.0});  // position 11 ended the segment
+}
+
+TEST(InfiniMemory, TilesGiveTheSameBitsOnEveryInstructionSet) {
+  RandomStream random(7, 7);
+  const auto draw = [&](int64_t count) {
+    std::vector<float> values(static_cast<size_t>(count));
+    for (float& value : values) value = static_cast<float>(random.normal());
+    return values;
+  };
+  constexpr int64_t kFeatures = 13;
+  for (const Isa isa : available_isas()) {
+    SCOPED_TRACE(isa_name(isa));
+    for (int64_t columns = 1; columns <= kTileColumns; ++columns) {
+      for (size_t batch = 0; batch <= kTileBatch; ++batch) {
+        const std::vector<float> tile = draw(kFeatures * columns);
+        std::vector<std::vector<float>> feature, value;
+        std::vector<float> out(kTileBatch * kTileColumns, 9.0f), expected_out = out, written = tile, expected = tile;
+        TileRead reads[kTileBatch];
+        TileWrite writes[kTileBatch];
+        for (size_t n = 0; n < batch; ++n) {
+          feature.push_back(draw(kFeatures));
+          value.push_back(draw(columns));
+        }
+        for (size_t n = 0; n < batch; ++n) {
+          reads[n] = {feature[n].data(), out.data() + static_cast<int64_t>(n) * columns};
+          writes[n] = {feature[n].data(), value[n].data()};
+          for (int64_t c = 0; c < columns; ++c) {
+            float sum = 0.0f;
+            for (int64_t i = 0; i < kFeatures; ++i) {
+              const size_t at = static_cast<size_t>(i * columns + c);
+              sum += feature[n][static_cast<size_t>(i)] * tile[at];
+              expected[at] += feature[n][static_cast<size_t>(i)] * value[n][static_cast<size_t>(c)];
+            }
+            expected_out[n * static_cast<size_t>(columns) + static_cast<size_t>(c)] = sum;
+          }
+        }
+        tile_read({reads, batch}, tile.data(), kFeatures, columns, isa);
+        tile_write(written.data(), {writes, batch}, kFeatures, columns, isa);
+        ASSERT_EQ(out, expected_out) << columns << " columns, " << batch;
+        ASSERT_EQ(written, expected) << columns << " columns, " << batch;
+      }
+    }
+  }
 }
 
 TEST(InfiniMemory, FeatureMapsGiveTheirDefinitions) {
   const float x[] = {2, -1};
   float out[12];
-  FeatureMap{.feature = Feature::kDpfp, .dim = 2, .nu = 3}.apply(out, x);   // r = [2, 0, 0, 1]
+  FeatureMap{.feature = Feature::kDpfp, .dim = 2, .nu = 3}.apply(out, x);  // r = [2, 0, 0, 1]
   expect_near({out, out + 12}, {0, 0, 0, 2, 0, 0, 0, 0, 2, 0, 0, 0});
   FeatureMap{.feature = Feature::kSiluL2, .dim = 2}.apply(out, x);
   const double a = 2 / (1 + std::exp(-2.0)), b = -1 / (1 + std::exp(1.0)), length = std::sqrt(a * a + b * b);

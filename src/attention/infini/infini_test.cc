@@ -1,5 +1,5 @@
-// The room against its equations in math.md, written here in double over the whole sequence: no state, no pages, and for
-// the linear rule no memory either. Limits, sizes and refusals.
+// The room against its equations in math.md, written here in double over the whole sequence: no state, no pages, and
+// for the linear rule no memory either. Limits, sizes and refusals.
 #include "attention/infini/infini.h"
 
 #include <gmock/gmock.h>
@@ -27,7 +27,7 @@ struct Config {
   int64_t rope_dim = 6;
   int64_t segment = 9;
   std::string feature = "elu1";
-  std::string norm = {};         // empty: absent
+  std::string norm = {};  // empty: absent
   bool token_gate = false;
   std::string write_gate = "none";
   bool window = false;
@@ -62,7 +62,9 @@ GivenWeights::Map weights_of(const Config& s) {
   auto backend = make_reference_backend(1);
   const RandomWeights random(*backend, {});
   GivenWeights::Map map;
-  const auto matrix = [&](const char* role, int64_t rows, int64_t cols) { map[role] = random.matrix_values(role, rows, cols); };
+  const auto matrix = [&](const char* role, int64_t rows, int64_t cols) {
+    map[role] = random.matrix_values(role, rows, cols);
+  };
   const auto vector = [&](const char* role, int64_t length) { map[role] = random.vector_values(role, length); };
   matrix("query", s.heads * s.head_dim, s.hidden);
   matrix("key", s.kv_heads * s.head_dim, s.hidden);
@@ -130,8 +132,8 @@ Vector features(const Config& s, const Vector& x) {
 Vector rotated(const Config& s, Vector x, size_t position) {
   const size_t half = static_cast<size_t>(s.rope_dim / 2);
   for (size_t j = 0; j < half; ++j) {
-    const double angle =
-        static_cast<double>(position) * std::pow(100.0, -2.0 * static_cast<double>(j) / static_cast<double>(s.rope_dim));
+    const double angle = static_cast<double>(position) *
+                         std::pow(100.0, -2.0 * static_cast<double>(j) / static_cast<double>(s.rope_dim));
     const double a = x[j], b = x[j + half];
     x[j] = a * std::cos(angle) - b * std::sin(angle);
     x[j + half] = a * std::sin(angle) + b * std::cos(angle);
@@ -187,7 +189,8 @@ Vector local_attention(const Config& s, const Matrix& q, const Matrix& k, const 
   Vector out(v[0].size(), 0.0);
   double total = 0;
   for (size_t u = first; u <= t; ++u) {
-    const double p = std::exp(dot(rotated(s, q[t], t), rotated(s, k[u], u)) / std::sqrt(static_cast<double>(s.head_dim)));
+    const double p =
+        std::exp(dot(rotated(s, q[t], t), rotated(s, k[u], u)) / std::sqrt(static_cast<double>(s.head_dim)));
     total += p;
     for (size_t c = 0; c < out.size(); ++c) out[c] += p * v[u][c];
   }
@@ -253,26 +256,30 @@ TEST_P(InfiniEquations, TheRoomComputesThem) {
   for (const Vector& row : expected_output(s, weights, x_rows)) wanted.insert(wanted.end(), row.begin(), row.end());
 
   InfiniLayer layer(s.hidden, parameters_of(s), weights);
-  // Everything behind the projections is single precision, some 1e2 roundings of 6e-8 deep; divisors are sums of positive
-  // numbers. The delta rules feed errors of the memory back a few times.
+  // Everything behind the projections is single precision, some 1e2 roundings of 6e-8 deep; divisors are sums of
+  // positive numbers. The delta rules feed errors of the memory back a few times.
   EXPECT_LE(relative_error(layer.feed(x), wanted), 1e-5);
 }
 
 INSTANTIATE_TEST_SUITE_P(
     All, InfiniEquations,
-    testing::Values(Config{.name = "linear"}, Config{.name = "linear_of_single_tokens", .segment = 1},
-                    Config{.name = "linear_longer_than_the_text", .segment = 100},
-                    Config{.name = "linear_window_compensated", .window = true, .compensated = true},
-                    Config{.name = "linear_dpfp_hard", .feature = "dpfp", .write_gate = "hard"},
-                    Config{.name = "linear_silu_rms", .feature = "silu_l2", .norm = "rms"},
-                    Config{.name = "linear_wide_values", .kv_heads = 1, .value_dim = 70, .local_first = true},
-                    Config{.name = "delta", .rule = "delta"},
-                    Config{.name = "delta_token_gate_window", .rule = "delta", .kv_heads = 4, .token_gate = true, .window = true},
-                    Config{.name = "delta_rms_soft", .rule = "delta", .rope_dim = 0, .norm = "rms", .write_gate = "soft"},
-                    Config{.name = "delta_true", .rule = "delta_true"},
-                    Config{.name = "delta_true_dpfp_hard", .rule = "delta_true", .segment = 16, .feature = "dpfp",
-                          .write_gate = "hard"},
-                    Config{.name = "delta_true_silu_rms", .rule = "delta_true", .feature = "silu_l2", .norm = "rms"}),
+    testing::Values(
+        Config{.name = "linear"}, Config{.name = "linear_of_single_tokens", .segment = 1},
+        Config{.name = "linear_longer_than_the_text", .segment = 100},
+        Config{.name = "linear_window_compensated", .window = true, .compensated = true},
+        Config{.name = "linear_dpfp_hard", .feature = "dpfp", .write_gate = "hard"},
+        Config{.name = "linear_silu_rms", .feature = "silu_l2", .norm = "rms"},
+        Config{.name = "linear_wide_values", .kv_heads = 1, .value_dim = 70, .local_first = true},
+        Config{.name = "delta", .rule = "delta"},
+        Config{.name = "delta_token_gate_window", .rule = "delta", .kv_heads = 4, .token_gate = true, .window = true},
+        Config{.name = "delta_rms_soft", .rule = "delta", .rope_dim = 0, .norm = "rms", .write_gate = "soft"},
+        Config{.name = "delta_true", .rule = "delta_true"},
+        Config{.name = "delta_true_dpfp_hard",
+               .rule = "delta_true",
+               .segment = 16,
+               .feature = "dpfp",
+               .write_gate = "hard"},
+        Config{.name = "delta_true_silu_rms", .rule = "delta_true", .feature = "silu_l2", .norm = "rms"}),
     [](const auto& test) { return test.param.name; });
 
 TEST(Infini, AClosedGateIsLocalAttentionToTheLastBit) {
@@ -336,7 +343,7 @@ TEST(Infini, OnlyTrueDeltaIgnoresHowLongSegmentsAre) {
     if (std::string(rule) == "delta") {
       EXPECT_GT(difference, 1e-2);
     } else {
-      EXPECT_LE(difference, 1e-5) << rule;   // sums of sums: the same but for rounding
+      EXPECT_LE(difference, 1e-5) << rule;  // sums of sums: the same but for rounding
     }
     if (std::string(rule) == "delta_true") {
       EXPECT_EQ(memory_of(24), nines) << "the very same steps";
@@ -406,7 +413,7 @@ TEST(Infini, AForgedStateStaysInsideItsPages) {
       RegionState& region = layer.state().region(2);
       ASSERT_EQ(region.spec.name, "segment");
       std::memcpy(region.pages[0] + field * sizeof(forged), &forged, sizeof(forged));
-      EXPECT_EQ(layer.feed(random_input(30, s.hidden)).size(), 30u * 12u);   // CHECKs and sanitizers are the judges
+      EXPECT_EQ(layer.feed(random_input(30, s.hidden)).size(), 30u * 12u);  // CHECKs and sanitizers are the judges
     }
   }
 }
@@ -446,7 +453,8 @@ TEST(Infini, WrongSettingsAreNamed) {
   EXPECT_THAT(changed("write_gate", text("top")), HasSubstr("write_gate is \"top\", expected none, soft or hard"));
   EXPECT_THAT(changed("window", text("next")), HasSubstr("window is \"next\", expected none or previous"));
   EXPECT_THAT(changed("first_segment", text("a")), HasSubstr("first_segment is \"a\", expected gated or local"));
-  EXPECT_THAT(changed("accumulation", text("fp64")), HasSubstr("accumulation is \"fp64\", expected fp32 or compensated"));
+  EXPECT_THAT(changed("accumulation", text("fp64")),
+              HasSubstr("accumulation is \"fp64\", expected fp32 or compensated"));
   EXPECT_THAT(changed("accumulation", text("compensated"), "delta_true"), HasSubstr("accumulation is \"compensated\""));
   GivenWeights::Map gateless = weights_of(s);
   gateless.erase("memory_gate");

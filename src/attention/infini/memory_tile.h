@@ -4,7 +4,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <span>
+
+#include "base/cpu_features.h"
 
 namespace quipu {
 
@@ -21,10 +25,22 @@ struct TileGrid {
   int64_t floats(int64_t tile) const { return features * columns(tile); }
 };
 
-// out[c] = sum_i feature[i] tile[i][c].
-void tile_read(float* out, const float* tile, const float* feature, int64_t features, int64_t columns);
-// tile[i][c] += feature[i] value[c].
-void tile_write(float* tile, const float* feature, const float* value, int64_t features, int64_t columns);
+// One feature row and the numbers that go with it: what was read, or what is to be written; `columns` of them.
+struct TileRead {
+  const float* feature = nullptr;
+  float* out = nullptr;
+};
+struct TileWrite {
+  const float* feature = nullptr;
+  const float* value = nullptr;
+};
+inline constexpr size_t kTileBatch = 4;  // rows of features that share one pass over a tile
+
+// out[c] = sum_i feature[i] tile[i][c] for each of at most kTileBatch reads.
+// Multiplication and addition are rounded apart, so that every instruction set gives the same bits.
+void tile_read(std::span<const TileRead> reads, const float* tile, int64_t features, int64_t columns, Isa isa);
+// tile[i][c] += feature[i] value[c] for each of at most kTileBatch writes, in their order.
+void tile_write(float* tile, std::span<const TileWrite> writes, int64_t features, int64_t columns, Isa isa);
 // total[i] += sums[i], sums[i] = 0, i < count. Where sums[i] is zero, no bit of total[i] changes.
 void fold_sums(float* total, float* sums, int64_t count);
 // The same with the rounding error of each addition kept in carry and given back to the next.      [Kahan 1965]

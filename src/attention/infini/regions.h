@@ -18,10 +18,10 @@ struct Infini::Regions {
 // Where the state is in its segments; bytes of the region "segment". All zero: the beginning. A file may hold anything:
 // forward() forces the numbers into bounds before it uses them.
 struct SegmentRecord {
-  int64_t segment = 0;        // of the last token
-  int64_t open_rows = 0;      // tokens of that segment so far, at local rows base_rows ...
-  int64_t base_rows = 0;      // local rows of the segment before
-  int64_t folded = 0;         // 1: the segment has ended and is in the memory
+  int64_t segment = 0;    // of the last token
+  int64_t open_rows = 0;  // tokens of that segment so far, at local rows base_rows ...
+  int64_t base_rows = 0;  // local rows of the segment before
+  int64_t folded = 0;     // 1: the segment has ended and is in the memory
 };
 
 }  // namespace quipu
