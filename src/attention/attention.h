@@ -51,6 +51,13 @@ struct StateOptions {
   int64_t max_chunk = 512;                    // most rows one sequence appends in one step
 };
 
+// A part of a state under the name that published equations or their golden files give it, row-major.
+struct StateTensor {
+  std::string name;                           // "final_memory"
+  std::vector<int64_t> shape;
+  std::vector<float> values;
+};
+
 // One layer's attention with its weights. Prefill, chunk and decode are the same call.
 class Attention {
  public:
@@ -70,6 +77,8 @@ class Attention {
   // Operations one new token spends on a context of `tokens` tokens, and the bytes of state it reads.
   virtual int64_t context_flops(int64_t tokens) const = 0;
   virtual int64_t context_bytes_read(int64_t tokens, const StateOptions& options) const = 0;
+  // What of the state others would show: compared with golden files. None where it is only a cache of rows.
+  virtual std::vector<StateTensor> state_tensors(const LayerState&) const { return {}; }
 };
 
 // Shape facts every room shares; everything else is in the room's own hyperparameters.
