@@ -191,7 +191,7 @@ bool LatentAttention::expands(int64_t rows_of_sequence) const {
 
 int64_t LatentAttention::scratch_bytes(int64_t rows) const {
   const int64_t tile = std::min(rows, kTileRows);
-  const LatentShape shape = kernel_shape(DType::kF32);
+  const LatentShape shape = kernel_shape(DType::kF32, Isa::kPortable);
   int64_t bytes = Arena::planned<float>(rows * s_.heads * s_.query_dim()) + Arena::planned<float>(rows * s_.width()) +
                   Arena::planned<float>(rows * s_.query_rank) + Arena::planned<float>(rows * s_.heads * s_.rope_dim) +
                   Arena::planned<float>(rows * s_.heads * s_.value_dim);
@@ -260,7 +260,7 @@ void LatentAttention::absorbed(Backend& backend, MatrixView<float> heads, Matrix
                                std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const {
   const ArenaMark mark(scratch);
   CHECK(backend.threads() <= threads_) << "a back end of " << backend.threads() << " threads, weights packed for " << threads_;
-  const LatentShape shape = kernel_shape(dtype);
+  const LatentShape shape = kernel_shape(dtype, backend.isa());
   const int64_t tile = std::min(query.rows, kTileRows);
   const MatrixView<float> inward = scratch.matrix(tile, s_.heads * s_.width());
   const MatrixView<float> summed = scratch.matrix(tile, s_.heads * s_.rank);
@@ -292,6 +292,8 @@ void LatentAttention::expanded(Backend& backend, MatrixView<float> heads, Matrix
                                std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const {
   const ArenaMark mark(scratch);
   const int64_t width = s_.width(), up = s_.up_dim();
+  const LatentShape shape = kernel_shape(dtype, backend.isa());
+  const LatentKernels& kernels = latent_kernels(shape.isa);
   float* decoded = scratch.take<float>(kPageRows * width);
   const MatrixView<float> keys_values = scratch.matrix(kPageRows, s_.heads * up);
   SoftmaxState* states = scratch.take<SoftmaxState>(query.rows * s_.heads);
@@ -305,11 +307,11 @@ void LatentAttention::expanded(Backend& backend, MatrixView<float> heads, Matrix
   const auto add_block = [&](int64_t row, int64_t head, const float* latents, int64_t first, int64_t count) {
     const float* of_head = keys_values.row(first) + head * up;
     const float* q = query.row(row) + head * s_.query_dim();
-    attend_latent_block(states[row * s_.heads + head], heads.row(row) + head * s_.value_dim, q, q + s_.nope_dim, s_.scale,
-                        {.key = of_head, .key_stride = keys_values.stride, .key_dim = s_.nope_dim,
-                         .rotary = latents + s_.rank, .rotary_stride = width, .rotary_dim = s_.rope_dim,
-                         .value = of_head + s_.nope_dim, .value_stride = keys_values.stride, .value_dim = s_.value_dim},
-                        count);
+    kernels.attend_block(states[row * s_.heads + head], heads.row(row) + head * s_.value_dim, q, q + s_.nope_dim, s_.scale,
+                         {.key = of_head, .key_stride = keys_values.stride, .key_dim = s_.nope_dim,
+                          .rotary = latents + s_.rank, .rotary_stride = width, .rotary_dim = s_.rope_dim,
+                          .value = of_head + s_.nope_dim, .value_stride = keys_values.stride, .value_dim = s_.value_dim},
+                         count);
   };
   const auto expand = [&](const float* latents, int64_t count) {
     backend.matmul(keys_values.rows_from(0, count), *latent_up_, {latents, count, s_.rank, width});
@@ -318,7 +320,7 @@ void LatentAttention::expanded(Backend& backend, MatrixView<float> heads, Matrix
     const int64_t count = std::min(kPageRows, most - first);
     const std::byte* page = contexts[0].pages[static_cast<size_t>(first / kPageRows)];
     // Always a whole page, whose unwritten rows nobody reads: products of one shape need no new memory in the back end.
-    const float* latents = latent_rows(page, dtype, width, kPageRows, decoded);
+    const float* latents = latent_rows(page, shape, kPageRows, decoded);
     expand(latents, kPageRows);
     backend.pool().parallel_for(query.rows, [&](int64_t row) {
       const int64_t seen = std::min(count, contexts[static_cast<size_t>(row)].rows - first);

@@ -95,8 +95,8 @@ class LatentAttention {
                 std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const;
   void expanded(Backend& backend, MatrixView<float> heads, MatrixView<const float> query,
                 std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const;
-  LatentShape kernel_shape(DType dtype) const {
-    return {.dtype = dtype, .heads = s_.heads, .rank = s_.rank, .rope_dim = s_.rope_dim, .scale = s_.scale};
+  LatentShape kernel_shape(DType dtype, Isa isa) const {
+    return {.dtype = dtype, .heads = s_.heads, .rank = s_.rank, .rope_dim = s_.rope_dim, .scale = s_.scale, .isa = isa};
   }
 
   LatentSettings s_;

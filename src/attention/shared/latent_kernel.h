@@ -1,5 +1,5 @@
-// The inner loops of attention over latent rows, in portable C++: one page of rows for one head of one query at a time,
-// with a running softmax. A fused kernel replaces attend_absorbed(); nothing above it changes.
+// The inner loops of attention over latent rows: one page of rows for one head of one query at a time, with a running
+// softmax. A fused kernel replaces attend_absorbed(); nothing above it changes.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +7,7 @@
 #include <limits>
 #include <span>
 
+#include "base/cpu_features.h"
 #include "base/thread_pool.h"
 #include "tensor/dtype.h"
 #include "tensor/view.h"
@@ -16,9 +17,6 @@ namespace quipu {
 // Pages of latent rows: [64][width] row by row in the cache dtype, width = rank + rope_dim. The key is the whole row, the
 // value its first `rank` entries: a view, never stored twice. [spec: 576 elements a token for DeepSeek]
 void store_latent_row(std::byte* page, DType dtype, int64_t width, int64_t row, const float* values);
-// Rows [0, count) of a page as floats: the page itself when it holds f32, else decoded into `buffer` [count * width].
-const float* latent_rows(const std::byte* page, DType dtype, int64_t width, int64_t count, float* buffer);
-
 // What one row of the batch attends to: the first `rows` rows of the cache, then, unless null, `own` [width] in fp32
 // (MTLA: the open chunk as it stood at that token).
 struct LatentContext {
@@ -43,17 +41,28 @@ struct LatentBlock {
   int64_t value_stride = 0, value_dim = 0;
 };
 
-// Adds the first `rows` (<= 64) rows of the block to the running softmax of one query head: sum [value_dim] is kept scaled to
-// state.largest. The result depends on the query, the rows and their order only.            [Milakov & Gimelshein 2018]
-void attend_latent_block(SoftmaxState& state, float* sum, const float* query, const float* rotary_query, float scale,
-                         const LatentBlock& block, int64_t rows);
+// The arithmetic, once for each instruction set.
+struct LatentKernels {
+  // Adds the first `rows` (<= 64) rows of the block to the running softmax of one query head: sum [value_dim] is kept
+  // scaled to state.largest. The result depends on the query, the rows and their order only.   [Milakov & Gimelshein 2018]
+  void (*attend_block)(SoftmaxState& state, float* sum, const float* query, const float* rotary_query, float scale,
+                       const LatentBlock& block, int64_t rows);
+  // n numbers of that type as floats, exactly.
+  void (*decode_f16)(float* out, const std::byte* in, int64_t n);
+  void (*decode_bf16)(float* out, const std::byte* in, int64_t n);
+};
+const LatentKernels& latent_kernels(Isa isa);
 
 struct LatentShape {
   DType dtype = DType::kF16;
   int64_t heads = 0, rank = 0, rope_dim = 0;
   float scale = 1.0f;
+  Isa isa = Isa::kPortable;
   int64_t width() const { return rank + rope_dim; }
 };
+
+// Rows [0, count) of a page as floats: the page itself when it holds f32, else decoded into `buffer` [count * width].
+const float* latent_rows(const std::byte* page, const LatentShape& shape, int64_t count, float* buffer);
 
 // Floats of scratch attend_absorbed takes for each thread of the pool.
 int64_t absorbed_scratch_floats(const LatentShape& shape);
