@@ -189,9 +189,11 @@ TEST(InfiniMemory, AHardGatesZeroLeavesEveryBit) {
       layer.feed(tokens({}, kKeys1, kValues1, {1, 1, 1}, {0.4f, 1, kOpen}));
       const std::vector<float> memory = layer.memory(), norm = layer.norm();
       EXPECT_NE(memory[1], 0.0f);
+      // So large that what the delta rule knows of it is no number, nor is zero times that.
+      const Rows keys = {{3e38f, 3e38f}, {0, 0}, {3e38f, 2}};
       // 1.2 sigmoid(x) - 0.1 is below zero from x = -2.4 down.
       for (int segment = 0; segment < 50; ++segment) {
-        layer.feed(tokens({}, kKeys2, kValues2, {1, 2, 3}, {-2.5f, -3, kShut}));
+        layer.feed(tokens({}, keys, kValues2, {1, 2, 3}, {-2.5f, -3, kShut}));
       }
       EXPECT_EQ(layer.memory(), memory) << rule;
       EXPECT_EQ(layer.norm(), norm) << rule;
@@ -275,6 +277,18 @@ TEST(InfiniMemory, TilesGiveTheSameBitsOnEveryInstructionSet) {
         ASSERT_EQ(written, expected) << columns << " columns, " << batch;
       }
     }
+  }
+}
+
+TEST(InfiniMemory, TheWindowHoldsTheNeighbouringSegmentOnly) {
+  Bare bare("linear", 4, kShut);
+  bare.parameters.set("window", std::string("previous"));
+  const std::vector<float> token = tokens({{0, 0}}, {{0, 0}}, {{8, 4}});   // equal scores: the mean of what is seen
+  for (const int64_t next : {5, 9}) {
+    InfiniLayer layer = bare.layer();
+    layer.feed(tokens({{0, 0}}, {{0, 0}}, {{2, 2}}), {1});
+    const bool neighbours = next == 5;
+    expect_near(results(layer.feed(token, {next})), {neighbours ? 5.0 : 8.0, neighbours ? 3.0 : 4.0});
   }
 }
 
