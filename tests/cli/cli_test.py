@@ -702,6 +702,116 @@ def _read_npy(path):
     return struct.unpack(f"<{count}f", data[10 + length :]), tuple(header["shape"])
 
 
+GOLDEN = pathlib.Path(__file__).resolve().parents[2] / ".." / "shared" / "golden"
+
+
+def read_golden(name):
+    """Header (with __metadata__) and data of a golden file."""
+    raw = (GOLDEN / name).read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    return json.loads(raw[8 : 8 + length]), bytearray(raw[8 + length :])
+
+
+def write_golden(path, header, data):
+    """Writes the tensors that `header` still has; offsets are made anew, since the format allows no holes."""
+    out, body = {}, bytearray()
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            out[name] = tensor
+            continue
+        begin, end = tensor["data_offsets"]
+        out[name] = {**tensor, "data_offsets": [len(body), len(body) + end - begin]}
+        body += data[begin:end]
+    text = json.dumps(out).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+    return path.name
+
+
+@unittest.skipUnless(GOLDEN.is_dir(), f"no golden files at {GOLDEN}")
+class VerifyRoom(Case):
+    def altered(self, name, change):
+        header, data = read_golden(name)
+        change(header, data)
+        return write_golden(FOLDER / ("altered-" + name), header, data)
+
+    @staticmethod
+    def scale_float(data, tensor, factor):
+        at = tensor["data_offsets"][0]
+        struct.pack_into("<f", data, at, struct.unpack_from("<f", data, at)[0] * factor + 1e-3)
+
+    def test_every_file_passes_on_every_back_end_and_path(self):
+        for file in sorted(GOLDEN.glob("*.safetensors")):
+            runs = self.answers_json("verify-room", file)
+            self.assertTrue(all(r["passed"] and r["largest_relative_error"] <= 1e-5 for r in runs), runs)
+            self.assertGreaterEqual({r["backend"] for r in runs}, {"reference", "cpu portable"})
+            paths = {r["path"].split(", ", 1)[-1] for r in runs}
+            self.assertGreaterEqual(paths, {"one shot", "token by token", "chunks of 3", "restored at 16 points"})
+            if "latent" in file.name:
+                self.assertEqual({r["path"].split(", ")[0] for r in runs}, {"absorbed", "expanded", "auto"})
+            else:
+                self.assertEqual({r["quantity"] for r in runs}, {"output", "final_memory", "final_norm"})
+
+    def test_the_table_names_file_back_end_path_error_and_verdict(self):
+        done = quipu("verify-room", GOLDEN / "infini_delta.safetensors")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, r"infini +reference +one shot +final_memory +\d\.\de-\d\d +pass")
+        self.assertIn("all pass", done.stdout)
+
+    def test_a_changed_output_fails_with_code_1(self):
+        name = self.altered("latent_full_query.safetensors", lambda h, d: self.scale_float(d, h["output"], 1.0))
+        done = quipu("verify-room", name)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn("FAIL", done.stdout)
+        self.assertEqual(len(done.stderr.splitlines()), 1)
+        done = quipu("verify-room", name, "--json")
+        self.assertEqual(done.returncode, 1)
+        self.assertFalse(any(r["passed"] for r in json.loads(done.stdout)))
+
+    def test_a_changed_final_memory_fails_alone(self):
+        name = self.altered("infini_delta.safetensors", lambda h, d: self.scale_float(d, h["final_memory"], 1.0))
+        done = quipu("verify-room", name, "--json")
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual({r["quantity"] for r in json.loads(done.stdout) if not r["passed"]}, {"final_memory"})
+
+    def test_changed_settings_change_the_numbers(self):
+        for name, key, value in [
+            ("temporal_latent_stride2.safetensors", "stride", "3"),
+            ("infini_delta.safetensors", "memory_rule", "linear"),
+            ("infini_delta.safetensors", "segment_tokens", "7"),
+            ("latent_low_rank_query_yarn.safetensors", "rope_scaling", "null"),
+            ("latent_full_query.safetensors", "rope_layout", "half_split"),
+        ]:
+            altered = self.altered(name, lambda h, d: h["__metadata__"].update({key: value}))
+            self.assertEqual(quipu("verify-room", altered).returncode, 1, (name, key))
+
+    def test_bad_files_are_refused_by_name(self):
+        def setting(key, value):
+            return lambda h, d: h["__metadata__"].update({key: value})
+
+        mla, mtla, infini = "latent_full_query", "temporal_latent_stride2", "infini_delta"
+        for name, change, expected in [
+            (mla, lambda h, d: h.pop("wkv_b.weight"), r"tensor wkv_b.weight is missing"),
+            (mla, lambda h, d: h.pop("output"), r"tensor output is missing"),
+            (infini, lambda h, d: h.pop("final_norm"), r"tensor final_norm is missing; expected \[2, 6\]"),
+            (mla, lambda h, d: h["wo.weight"].update(shape=[15, 24]), r"wo.weight: shape \[15, 24\], expected \[24, 15\]"),
+            (mla, lambda h, d: h["output"].update(shape=[24, 17]), r"output: shape \[24, 17\], expected \[17, 24\]"),
+            (mtla, lambda h, d: h["__metadata__"].pop("stride"), r"key stride is missing"),
+            (mtla, setting("stride", "0"), r"stride"),
+            (mla, setting("stride", "2"), r'"stride" \(value "2"\) is none that room latent knows'),
+            (mla, setting("room", "attic"), r'no attention room is called "attic"'),
+            (mla, setting("kv_lora_rank", "twelve"), r'kv_lora_rank is "twelve", expected a whole number'),
+            (mla, setting("rope_scaling", "{"), r"rope_scaling"),
+            (mla, setting("rope_scaling", '{"type": "yarn", "spin": 1}'), r'unknown setting "spin"'),
+            (infini, setting("memory_rule", "alpha"), r'"alpha"'),
+        ]:
+            line = self.refused(3, "verify-room", self.altered(name + ".safetensors", change))
+            self.assertRegex(line, expected)
+        (FOLDER / "prose.safetensors").write_text("not a tensor file at all")
+        self.refused(3, "verify-room", "prose.safetensors")
+        self.refused(3, "verify-room", "absent.safetensors")
+        self.refused(2, "verify-room")
+
+
 class ReportingResult(unittest.TextTestResult):
     """Remembers each outcome for the report in GoogleTest's format."""
 
