@@ -5,149 +5,108 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "tensor/quant_layout.h"
 
 namespace quipu::cpu {
 namespace {
 
 constexpr PanelFormat kFormats[] = {
-    // dtype           nibbles pairs bits bytes zero scales                     codebook
-    {DType::kQ4_0,     1, 0, 0, 0,   8, ScaleKind::kHalf,       false},
-    {DType::kQ4_1,     1, 0, 0, 0,   0, ScaleKind::kHalfMin,    false},
-    {DType::kQ5_0,     1, 0, 1, 0,  16, ScaleKind::kHalf,       false},
-    {DType::kQ5_1,     1, 0, 1, 0,   0, ScaleKind::kHalfMin,    false},
-    {DType::kQ8_0,     0, 0, 0, 1, 128, ScaleKind::kHalf,       false},
-    {DType::kQ2_K,     0, 1, 0, 0,   0, ScaleKind::kSuper16Min, false},
-    {DType::kQ3_K,     0, 1, 1, 0,   4, ScaleKind::kSuper16,    false},
-    {DType::kQ4_K,     1, 0, 0, 0,   0, ScaleKind::kSuper32Min, false},
-    {DType::kQ5_K,     1, 0, 1, 0,   0, ScaleKind::kSuper32Min, false},
-    {DType::kQ6_K,     1, 1, 0, 0,  32, ScaleKind::kSuper16,    false},
-    {DType::kIQ4_NL,   1, 0, 0, 0, 128, ScaleKind::kHalf,       true},
+    // dtype           nibbles pairs bits bytes zero scales
+    {DType::kQ4_0,     1, 0, 0, 0,   8, ScaleKind::kHalf},
+    {DType::kQ4_1,     1, 0, 0, 0,   0, ScaleKind::kHalfMin},
+    {DType::kQ5_0,     1, 0, 1, 0,  16, ScaleKind::kHalf},
+    {DType::kQ5_1,     1, 0, 1, 0,   0, ScaleKind::kHalfMin},
+    {DType::kQ8_0,     0, 0, 0, 1, 128, ScaleKind::kHalf},
+    {DType::kQ2_K,     0, 1, 0, 0,   0, ScaleKind::kSuper16Min},
+    {DType::kQ3_K,     0, 1, 1, 0,   4, ScaleKind::kSuper16},
+    {DType::kQ4_K,     1, 0, 0, 0,   0, ScaleKind::kSuper32Min},
+    {DType::kQ5_K,     1, 0, 1, 0,   0, ScaleKind::kSuper32Min},
+    {DType::kQ6_K,     1, 1, 0, 0,  32, ScaleKind::kSuper16},
+    {DType::kIQ4_NL,   1, 0, 0, 0, 128, ScaleKind::kHalf},
 };
 
-// The codes of one block of 32 components of one row, one a byte, and its scale fields.
-struct RowBlock {
-  uint8_t codes[32];
-  uint16_t scale = 0, minimum = 0;   // f16 bits: of the block, or of the super-block
-  uint8_t fields[2] = {0, 0};        // K formats: the block's own scale bytes
+// One block of a row in the file's format (32 or 256 components), its fields laid open.
+struct OpenBlock {
+  uint8_t codes[256] = {};           // one a byte, unsigned
+  uint16_t scale = 0, minimum = 0;   // f16 bits of the block's d and m or dmin
+  uint8_t fields[8][2] = {};         // K formats: the two scale bytes of every 32 components, as panels keep them
 };
 
-uint16_t half_at(const std::byte* p) {
-  uint16_t bits;
-  std::memcpy(&bits, p, 2);
-  return bits;
+template <class Block>
+Block load_block(const std::byte* bytes) {
+  Block block;
+  std::memcpy(&block, bytes, sizeof(block));
+  return block;
 }
 
-const uint8_t* codes_at(const std::byte* p) { return reinterpret_cast<const uint8_t*>(p); }
+void open_block(OpenBlock& out, const BlockQ5_0& b) {
+  out.scale = b.d;
+  unpack_plane<4, 16>(out.codes, b.codes, 32);
+  unpack_plane<1, 1>(out.codes, b.high, 32, 4);
+}
 
-void split_nibbles(uint8_t* codes, const uint8_t* packed) {
-  for (int j = 0; j < 16; ++j) {
-    codes[j] = packed[j] & 15;
-    codes[j + 16] = packed[j] >> 4;
+void open_block(OpenBlock& out, const BlockQ5_1& b) {
+  out.scale = b.d;
+  out.minimum = b.m;
+  unpack_plane<4, 16>(out.codes, b.codes, 32);
+  unpack_plane<1, 1>(out.codes, b.high, 32, 4);
+}
+
+void open_block(OpenBlock& out, const BlockQ2_K& b) {
+  out.scale = b.d;
+  out.minimum = b.dmin;
+  unpack_plane<2, 32>(out.codes, b.codes, 256);
+  std::memcpy(out.fields, b.scales, sizeof(out.fields));
+}
+
+void open_block(OpenBlock& out, const BlockQ3_K& b) {
+  out.scale = b.d;
+  unpack_plane<2, 32>(out.codes, b.codes, 256);
+  unpack_plane<1, 32>(out.codes, b.high, 256, 2);
+  uint8_t scales[16] = {};
+  unpack_plane<4, 8>(scales, b.scales, 16);
+  unpack_plane<2, 4>(scales, b.scales + 8, 16, 4);
+  for (int g = 0; g < 16; ++g) out.fields[g / 2][g % 2] = static_cast<uint8_t>(scales[g] - 32);
+}
+
+template <class Block>
+void open_six_bit_scales(OpenBlock& out, const Block& b) {
+  out.scale = b.d;
+  out.minimum = b.dmin;
+  uint8_t scales[8], minimums[8];
+  unpack_scales_6(scales, minimums, b.scales);
+  for (int g = 0; g < 8; ++g) {
+    out.fields[g][0] = scales[g];
+    out.fields[g][1] = minimums[g];
   }
+  unpack_plane<4, 32>(out.codes, b.codes, 256);
 }
 
-void add_fifth_bits(uint8_t* codes, const uint8_t* bits) {
-  for (int j = 0; j < 32; ++j) codes[j] |= static_cast<uint8_t>((bits[j / 8] >> (j % 8) & 1) << 4);
+void open_block(OpenBlock& out, const BlockQ4_K& b) { open_six_bit_scales(out, b); }
+
+void open_block(OpenBlock& out, const BlockQ5_K& b) {
+  open_six_bit_scales(out, b);
+  unpack_plane<1, 32>(out.codes, b.high, 256, 4);
 }
 
-// The 6-bit scale and minimum of sub-block j (0..7) from the 12 bytes of Q4_K and Q5_K.
-void six_bit_pair(uint8_t& scale, uint8_t& minimum, const uint8_t* q, int j) {
-  if (j < 4) {
-    scale = q[j] & 63;
-    minimum = q[j + 4] & 63;
-  } else {
-    scale = static_cast<uint8_t>((q[j + 4] & 15) | (q[j - 4] >> 6) << 4);
-    minimum = static_cast<uint8_t>((q[j + 4] >> 4) | (q[j] >> 6) << 4);
-  }
+void open_block(OpenBlock& out, const BlockQ6_K& b) {
+  out.scale = b.d;
+  unpack_plane<4, 64>(out.codes, b.codes, 256);
+  unpack_plane<2, 32>(out.codes, b.high, 256, 4);
+  std::memcpy(out.fields, b.scales, sizeof(out.fields));
 }
 
-// Signed 6-bit scale j (0..15) from the 12 bytes of Q3_K.
-int8_t q3_scale(const uint8_t* s, int j) {
-  const int low = j < 8 ? s[j] & 15 : s[j - 8] >> 4;
-  const int high = s[8 + j % 4] >> (2 * (j / 4)) & 3;
-  return static_cast<int8_t>((low | high << 4) - 32);
-}
-
-// Reads block `block` (of 32) of a row in the file's format.
-RowBlock read_block(DType dtype, const std::byte* row, int64_t block) {
-  RowBlock out;
-  const int64_t j = block % 8;
-  const std::byte* super = row + block / 8 * traits(dtype).block_bytes;
-  const std::byte* plain = row + block * traits(dtype).block_bytes;
+// Opens the block at `bytes`. Formats that only change places (is_plain) are not opened.
+OpenBlock open_block(DType dtype, const std::byte* bytes) {
+  OpenBlock out;
   switch (dtype) {
-    case DType::kQ4_0:
-    case DType::kIQ4_NL:
-      out.scale = half_at(plain);
-      split_nibbles(out.codes, codes_at(plain + 2));
-      break;
-    case DType::kQ4_1:
-      out.scale = half_at(plain);
-      out.minimum = half_at(plain + 2);
-      split_nibbles(out.codes, codes_at(plain + 4));
-      break;
-    case DType::kQ5_0:
-      out.scale = half_at(plain);
-      split_nibbles(out.codes, codes_at(plain + 6));
-      add_fifth_bits(out.codes, codes_at(plain + 2));
-      break;
-    case DType::kQ5_1:
-      out.scale = half_at(plain);
-      out.minimum = half_at(plain + 2);
-      split_nibbles(out.codes, codes_at(plain + 8));
-      add_fifth_bits(out.codes, codes_at(plain + 4));
-      break;
-    case DType::kQ8_0:
-      out.scale = half_at(plain);
-      for (int i = 0; i < 32; ++i) out.codes[i] = codes_at(plain + 2)[i] ^ 0x80;
-      break;
-    case DType::kQ4_K:
-    case DType::kQ5_K: {
-      out.scale = half_at(super);
-      out.minimum = half_at(super + 2);
-      six_bit_pair(out.fields[0], out.fields[1], codes_at(super + 4), static_cast<int>(j));
-      const uint8_t* nibbles = codes_at(super + (dtype == DType::kQ4_K ? 16 : 48)) + j / 2 * 32;
-      const uint8_t* high = codes_at(super + 16);   // Q5_K: bit j of byte i is component i of sub-block j
-      for (int i = 0; i < 32; ++i) {
-        out.codes[i] = j % 2 == 0 ? nibbles[i] & 15 : nibbles[i] >> 4;
-        if (dtype == DType::kQ5_K) out.codes[i] |= static_cast<uint8_t>((high[i] >> j & 1) << 4);
-      }
-      break;
-    }
-    case DType::kQ6_K: {
-      // 256 = 2 halves of 128; in a half, sub-blocks 0 and 2 share low nibbles' bytes, as do 1 and 3.
-      const int64_t half = j / 4, quarter = j % 4;
-      const uint8_t* low = codes_at(super) + half * 64 + (quarter % 2) * 32;
-      const uint8_t* high = codes_at(super + 128) + half * 32;
-      const uint8_t* scales = codes_at(super + 192) + j * 2;
-      out.scale = half_at(super + 208);
-      for (int i = 0; i < 32; ++i) {
-        const int nibble = quarter < 2 ? low[i] & 15 : low[i] >> 4;
-        out.codes[i] = static_cast<uint8_t>(nibble | (high[i] >> (2 * quarter) & 3) << 4);
-      }
-      out.fields[0] = scales[0];
-      out.fields[1] = scales[1];
-      break;
-    }
-    case DType::kQ2_K:
-    case DType::kQ3_K: {
-      const bool three = dtype == DType::kQ3_K;
-      const uint8_t* pairs = codes_at(super + (three ? 32 : 16)) + j / 4 * 32;
-      for (int i = 0; i < 32; ++i) {
-        out.codes[i] = pairs[i] >> (2 * (j % 4)) & 3;
-        if (three && (codes_at(super)[i] >> j & 1) != 0) out.codes[i] |= 4;
-      }
-      if (three) {
-        out.fields[0] = static_cast<uint8_t>(q3_scale(codes_at(super + 96), static_cast<int>(2 * j)));
-        out.fields[1] = static_cast<uint8_t>(q3_scale(codes_at(super + 96), static_cast<int>(2 * j + 1)));
-        out.scale = half_at(super + 108);
-      } else {
-        out.fields[0] = codes_at(super)[2 * j];
-        out.fields[1] = codes_at(super)[2 * j + 1];
-        out.scale = half_at(super + 80);
-        out.minimum = half_at(super + 82);
-      }
-      break;
-    }
+    case DType::kQ5_0: open_block(out, load_block<BlockQ5_0>(bytes)); break;
+    case DType::kQ5_1: open_block(out, load_block<BlockQ5_1>(bytes)); break;
+    case DType::kQ2_K: open_block(out, load_block<BlockQ2_K>(bytes)); break;
+    case DType::kQ3_K: open_block(out, load_block<BlockQ3_K>(bytes)); break;
+    case DType::kQ4_K: open_block(out, load_block<BlockQ4_K>(bytes)); break;
+    case DType::kQ5_K: open_block(out, load_block<BlockQ5_K>(bytes)); break;
+    case DType::kQ6_K: open_block(out, load_block<BlockQ6_K>(bytes)); break;
     default: CHECK(false) << dtype_name(dtype);
   }
   return out;
@@ -158,10 +117,6 @@ void put_half(std::byte* at, int64_t lane, uint16_t bits) { std::memcpy(at + 2 *
 // Writes one row's codes into the planes of a panel block.
 void write_codes(std::byte* block, const PanelFormat& format, int64_t lane, const uint8_t* codes) {
   uint8_t* out = reinterpret_cast<uint8_t*>(block);
-  if (format.byte_planes != 0) {
-    for (int i = 0; i < 8; ++i) std::memcpy(out + 64 * i + 4 * lane, codes + 4 * i, 4);
-    return;
-  }
   int low_bits = 0;
   if (format.nibble_planes != 0) {
     for (int i = 0; i < 4; ++i) {
@@ -211,6 +166,22 @@ void pack_plain_block(std::byte* block, const PanelFormat& format, int64_t lane,
   }
 }
 
+// The others: their codes are laid open first.
+void pack_open_block(std::byte* at, const PanelFormat& format, int64_t lane, const OpenBlock& source) {
+  const int64_t header_bytes = format.header_bytes();
+  std::byte* units = header_bytes > 0 ? at : at + format.code_bytes();
+  put_half(units, lane, source.scale);
+  if (format.has_minimum()) put_half(units + 32, lane, source.minimum);
+  if (header_bytes == 0) return write_codes(at, format, lane, source.codes);
+  at += header_bytes;
+  for (int g = 0; g < 8; ++g, at += format.block_bytes()) {
+    write_codes(at, format, lane, source.codes + kBlockCols * g);
+    std::byte* fields = at + format.code_bytes();
+    fields[lane] = static_cast<std::byte>(source.fields[g][0]);
+    fields[16 + lane] = static_cast<std::byte>(source.fields[g][1]);
+  }
+}
+
 bool is_plain(const PanelFormat& format) {
   return format.dtype == DType::kQ4_0 || format.dtype == DType::kQ4_1 || format.dtype == DType::kQ8_0 ||
          format.dtype == DType::kIQ4_NL;
@@ -228,37 +199,19 @@ const PanelFormat& panel_format(DType dtype) {
 
 void pack_quantised_panel(std::byte* panel, const std::byte* rows, int64_t row_stride, int64_t valid_rows, int64_t cols,
                           const PanelFormat& format) {
-  const int64_t blocks = cols / kBlockCols;
-  const int64_t header_bytes = format.header_bytes();
-  if (valid_rows < kPanelRows || format.bit_planes != 0) std::memset(panel, 0, static_cast<size_t>(format.panel_bytes(cols)));
-  std::byte* at = panel;
-  std::byte* header = panel;
-  const int source_bytes = traits(format.dtype).block_bytes;
-  for (int64_t block = 0; block < blocks; ++block, at += format.block_bytes()) {
-    if (header_bytes > 0 && block % 8 == 0) {
-      header = at;
-      at += header_bytes;
-    }
+  const DTypeTraits& source = traits(format.dtype);
+  const int64_t panel_bytes = format.panel_bytes(cols);
+  if (valid_rows < kPanelRows || format.bit_planes != 0) std::memset(panel, 0, static_cast<size_t>(panel_bytes));
+  const int64_t blocks = cols / source.block_elements;   // of the file: one panel block each, or eight after a header
+  for (int64_t block = 0; block < blocks; ++block) {
+    std::byte* at = panel + block * (panel_bytes / blocks);
     for (int64_t lane = 0; lane < valid_rows; ++lane) {
-      const std::byte* row = rows + lane * row_stride;
+      const std::byte* bytes = rows + lane * row_stride + block * source.block_bytes;
       if (is_plain(format)) {
-        pack_plain_block(at, format, lane, row + block * source_bytes);
-        continue;
+        pack_plain_block(at, format, lane, bytes);
+      } else {
+        pack_open_block(at, format, lane, open_block(format.dtype, bytes));
       }
-      const RowBlock source = read_block(format.dtype, row, block);
-      write_codes(at, format, lane, source.codes);
-      std::byte* fields = at + format.code_bytes();
-      if (header_bytes == 0) {
-        put_half(fields, lane, source.scale);
-        if (format.has_minimum()) put_half(fields + 32, lane, source.minimum);
-        continue;
-      }
-      if (block % 8 == 0) {
-        put_half(header, lane, source.scale);
-        if (header_bytes == 64) put_half(header + 32, lane, source.minimum);
-      }
-      fields[lane] = static_cast<std::byte>(source.fields[0]);
-      fields[16 + lane] = static_cast<std::byte>(source.fields[1]);
     }
   }
 }

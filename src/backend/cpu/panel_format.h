@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "tensor/dtype.h"
+#include "tensor/quant_layout.h"
 
 namespace quipu::cpu {
 
@@ -37,7 +38,6 @@ struct PanelFormat {
   uint8_t byte_planes;     // 8-bit
   int zero_point;
   ScaleKind scale_kind;
-  bool codebook;           // IQ4_NL: the code indexes a table of values + 128
   int group() const { return scale_kind == ScaleKind::kSuper16 || scale_kind == ScaleKind::kSuper16Min ? 16 : 32; }
   bool has_minimum() const {
     return scale_kind == ScaleKind::kHalfMin || scale_kind == ScaleKind::kSuper32Min || scale_kind == ScaleKind::kSuper16Min;
@@ -66,8 +66,15 @@ struct PanelFormat {
 // The layout of a quantised dtype.
 const PanelFormat& panel_format(DType dtype);
 
-// IQ4_NL's table, shifted by its zero point of 128.
-inline constexpr uint8_t kIq4CodeBook[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+// IQ4_NL's table, shifted by its zero point of 128: what codes stand for once they are unsigned.
+struct UnsignedCodeBook {
+  uint8_t values[16];
+};
+inline constexpr UnsignedCodeBook kIq4CodeBook = [] {
+  UnsignedCodeBook book{};
+  for (size_t i = 0; i < 16; ++i) book.values[i] = static_cast<uint8_t>(kIq4NlValues[i] + 128);
+  return book;
+}();
 
 // Packs 16 rows (fewer at the matrix's end: missing rows become zero) of a quantised matrix into one panel.
 // rows: first row's bytes; row_stride: bytes between rows.

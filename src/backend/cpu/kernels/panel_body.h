@@ -27,7 +27,7 @@ inline void load_square(const std::byte* p, U8 (&w)[8]) {
         repeat<4>([&](auto j) { w[4 * v + j] = u_or(w[4 * v + j], u_shift_up<4>(u_pair<j>(packed))); });
       });
     } else if constexpr (D == DType::kIQ4_NL) {
-      repeat<8>([&](auto i) { w[i] = u_lookup16(w[i], kIq4CodeBook); });
+      repeat<8>([&](auto i) { w[i] = u_lookup16(w[i], kIq4CodeBook.values); });
     }
   }
 }
