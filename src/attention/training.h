@@ -45,8 +45,7 @@ struct Initialisation {
 // The deviation of matrices where nothing else is known.
 inline constexpr double kInitialDeviation = 0.02;
 
-// One parameter: a matrix [rows, cols] or, with rows == 0 in `shape` terms, a vector [length]. Views of a vector are
-// [1, length].
+// One parameter: a matrix [rows, cols] or a vector [length], whose views are [1, length].
 struct ParameterSpec {
   std::string role;                // as in the room's header and the name tables: "query", "query_bias", "gate"
   Shape shape;                     // rank 1 or 2
@@ -116,14 +115,17 @@ class TrainableAttention {
   virtual double forward_flops(const PackedBatch& batch) const = 0;
 };
 
-// The trainable form of a room. kUsage for a room that has none, naming those that do. Real: float or double.
+// The trainable form of a room. optional_roles: of the weights the room treats as optional, those this model has
+// (LayerConfig::required_roles: "query_bias"). kUsage for a room that has none, naming those that do. Real: float, double.
 template <class Real>
 Result<std::unique_ptr<TrainableAttention<Real>>> create_training(std::string_view room, const AttentionShape& shape,
-                                                                  const HyperParameters& parameters);
+                                                                  const HyperParameters& parameters,
+                                                                  std::span<const std::string> optional_roles);
 
 // For create_training_<name>(), which registry.cc declares for every room of trainable_rooms.def:
 //   template <class Real> Result<std::unique_ptr<TrainableAttention<Real>>> create_training_<name>(
-//       const AttentionShape& shape, const HyperParameters& parameters);      instantiated for float and double
+//       const AttentionShape& shape, const HyperParameters& parameters, std::span<const std::string> optional_roles);
+// instantiated for float and double.
 
 // Fills visible[row] for rows of the batch: causal within the sequence, and the last `window` rows only when window > 0.
 // Positions do not matter: a routed layer's keys are the rows it was given.

@@ -25,6 +25,16 @@ namespace quipu {
 
 class GroupedQuery final : public Attention {
  public:
+  struct Settings {
+    int64_t hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, value_dim = 0;
+    float scale = 1.0f;
+    int64_t window = 0;            // 0: none
+    float softcap = 0.0f;          // 0: none
+    bool qk_norm = false;
+    float norm_epsilon = 0.0f;
+    RopeSettings rope;
+  };
+  static Result<Settings> read_settings(const AttentionShape& shape, const HyperParameters& parameters);
   static Result<std::unique_ptr<Attention>> create(const AttentionShape& shape, const HyperParameters& parameters,
                                                    WeightSource& weights);
 
@@ -39,16 +49,6 @@ class GroupedQuery final : public Attention {
   int64_t context_bytes_read(int64_t tokens, const StateOptions& options) const override;
 
  private:
-  struct Settings {
-    int64_t hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, value_dim = 0;
-    float scale = 1.0f;
-    int64_t window = 0;            // 0: none
-    float softcap = 0.0f;          // 0: none
-    bool qk_norm = false;
-    float norm_epsilon = 0.0f;
-    RopeSettings rope;
-  };
-  static Result<Settings> read_settings(const AttentionShape& shape, const HyperParameters& parameters);
   Result<void> bind(WeightSource& weights);
   void norm_and_rotate(Backend& backend, MatrixView<float> heads, std::span<const float> norm,
                        std::span<const int64_t> positions) const;
