@@ -36,6 +36,13 @@ size_t page_index(const RegionState& region, int64_t page) {
   return static_cast<size_t>(region.ring_pages() > 0 ? page % region.ring_pages() : page);
 }
 
+int64_t position_at(const RegionState& positions, int64_t row) {
+  int32_t value = 0;
+  const std::byte* page = positions.pages[static_cast<size_t>(row / kPageRows)];
+  std::memcpy(&value, page + row % kPageRows * positions.spec.bytes_per_row(), sizeof(value));
+  return value;
+}
+
 template <class T>
 void put(std::vector<std::byte>& out, T value) {
   const auto* bytes = reinterpret_cast<const std::byte*>(&value);
@@ -47,6 +54,8 @@ void put(std::vector<std::byte>& out, T value) {
 Result<LayerState> LayerState::create(const StateLayout& layout, int64_t context, PagePool& pool) {
   CHECK(context > 0) << context;
   CHECK(layout.rewind != Rewind::kStrideBoundary || layout.stride > 0) << layout.stride;
+  CHECK(!layout.routed || (!layout.regions.empty() && layout.regions.back().name == position_region().name))
+      << "the last region of a routed layer keeps positions";
   LayerState state;
   state.layout_ = layout;
   state.context_ = context;
@@ -176,6 +185,46 @@ Result<void> LayerState::prepare_region(RegionState& region, int64_t tokens) {
   return {};
 }
 
+int64_t LayerState::position_of(int64_t token) const {
+  if (!routed()) return token;
+  CHECK(token >= 0 && token < tokens_) << token << " of " << tokens_;
+  return position_at(regions_.back(), token);
+}
+
+int64_t LayerState::tokens_before(int64_t position) const {
+  if (!routed()) return position;
+  int64_t low = 0, high = tokens_;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (position_of(middle) < position) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+void LayerState::note_position(int64_t position) {
+  CHECK(routed() && position >= 0 && position <= INT32_MAX) << position;
+  RegionState& positions = regions_.back();
+  const int32_t value = static_cast<int32_t>(position);
+  std::byte* page = positions.pages[static_cast<size_t>(positions.rows / kPageRows)];
+  std::memcpy(page + positions.rows % kPageRows * positions.spec.bytes_per_row(), &value, sizeof(value));
+  ++positions.rows;
+}
+
+void LayerState::release_unused() {
+  for (RegionState& region : regions_) {
+    if (region.spec.growth != Growth::kPerToken && region.spec.growth != Growth::kPerStride) continue;
+    const size_t keep = static_cast<size_t>(pages_of(region.rows));
+    while (region.pages.size() > keep) {
+      pool_->release(region.pages.back());
+      region.pages.pop_back();
+    }
+  }
+}
+
 Result<LayerState> LayerState::fork() const {
   LayerState copy;
   copy.layout_ = layout_;
@@ -270,6 +319,14 @@ Result<void> LayerState::load(std::span<const std::byte> bytes) {
     if (reader.remaining() != 0) {
       return reader.error_here("end", std::to_string(reader.remaining()) + " bytes more than the layout has");
     }
+    for (int64_t row = 0, last = -1; routed() && row < tokens_; ++row) {
+      const int64_t position = position_at(regions_.back(), row);
+      if (position <= last) {
+        return reader.error_here("position " + std::to_string(row), std::to_string(position) + ", expected more than " +
+                                                                        std::to_string(last));
+      }
+      last = position;
+    }
     return {};
   };
   Result<void> result = read();
@@ -318,7 +375,7 @@ Result<SequenceState> SequenceState::create(std::span<const StateLayout> layouts
   state.context_ = context;
   state.layers_.reserve(layouts.size());
   for (const StateLayout& layout : layouts) {
-    ASSIGN_OR_RETURN(LayerState layer, LayerState::create(layout, context, pool));
+    ASSIGN_OR_RETURN(LayerState layer, LayerState::create(layout, layout.tokens_reserved(context), pool));
     state.layers_.push_back(std::move(layer));
   }
   return state;
@@ -330,8 +387,18 @@ Result<void> SequenceState::prepare_append(int64_t tokens) {
     return usage_error("the context holds " + std::to_string(context_) + " tokens, " + std::to_string(tokens_) +
                        " are in it and " + std::to_string(tokens) + " more were asked for");
   }
-  for (LayerState& layer : layers_) RETURN_IF_ERROR(layer.prepare_append(tokens));
+  for (LayerState& layer : layers_) {
+    const int64_t most = layer.routed() ? std::min(tokens, layer.context() - layer.tokens()) : tokens;
+    RETURN_IF_ERROR(layer.prepare_append(most));
+  }
   return {};
+}
+
+void SequenceState::advance(int64_t tokens) {
+  tokens_ += tokens;
+  for (LayerState& layer : layers_) {
+    if (layer.routed()) layer.release_unused();
+  }
 }
 
 Result<SequenceState> SequenceState::fork() const {
@@ -353,13 +420,13 @@ Result<void> SequenceState::rewind(int64_t tokens) {
   }
   if (tokens == tokens_) return {};
   for (const LayerState& layer : layers_) {
-    // A layer that saw only some tokens (routing) knows no place for `tokens` in its own count, except the beginning.
-    if (tokens != 0 && (layer.tokens() != tokens_ || !layer.can_rewind(tokens))) {
+    const bool counts_all = layer.routed() || tokens == 0 || layer.tokens() == tokens_;
+    if (!counts_all || !layer.can_rewind(layer.tokens_before(tokens))) {
       return usage_error("the context of " + std::to_string(tokens_) + " tokens cannot be cut back to " +
                          std::to_string(tokens) + ": the attention state of a layer does not keep what it was then");
     }
   }
-  for (LayerState& layer : layers_) RETURN_IF_ERROR(layer.rewind(tokens));
+  for (LayerState& layer : layers_) RETURN_IF_ERROR(layer.rewind(layer.tokens_before(tokens)));
   tokens_ = tokens;
   return {};
 }
@@ -374,6 +441,18 @@ std::string SequenceState::signature() const {
   std::string text;
   for (const LayerState& layer : layers_) text += layer.layout().signature() + "\n";
   return text;
+}
+
+std::vector<RoutedTokens> SequenceState::routed_tokens() const {
+  std::vector<RoutedTokens> all;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const LayerState& layer = layers_[i];
+    if (!layer.routed()) continue;
+    RoutedTokens& counts = all.emplace_back();
+    counts = {.layer = static_cast<int64_t>(i), .seen = tokens_, .taken = layer.tokens(), .reserved = layer.context()};
+    if (counts.taken == counts.reserved) counts.passed_full = tokens_ - layer.position_of(counts.taken - 1) - 1;
+  }
+  return all;
 }
 
 }  // namespace quipu

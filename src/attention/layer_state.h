@@ -75,6 +75,14 @@ class LayerState {
   const RegionState& region(size_t index) const { return regions_[index]; }
   size_t regions() const { return regions_.size(); }
   int64_t tokens() const { return tokens_; }   // tokens this layer has taken in
+  int64_t context() const { return context_; } // most it can take in
+  bool routed() const { return layout_.routed.has_value(); }
+  // Position in the sequence of the token-th token it took in. Without a router that is `token` itself.
+  int64_t position_of(int64_t token) const;
+  // Of the tokens it has taken in, those before `position` in the sequence. Without a router that is `position` itself.
+  int64_t tokens_before(int64_t position) const;
+  // Notes, in a step that was prepared, the position of the next token that goes into this routed layer.
+  void note_position(int64_t position);
 
   // Makes pages for `tokens` more tokens present and private, and those of rows that change: the open row of
   // kPerStride, all of kFixed. Call before the forward pass of a step. On error (kUsage: more than the context or than a
@@ -82,6 +90,8 @@ class LayerState {
   Result<void> prepare_append(int64_t tokens);
   // Counts the tokens a step has written; rooms advance region rows themselves while they write.
   void advance(int64_t tokens) { tokens_ += tokens; }
+  // Gives back the pages beyond the last row, which a step was prepared for and did not need (routing).
+  void release_unused();
 
   // Shares all pages with a copy (copy on write later).
   Result<LayerState> fork() const;
@@ -113,6 +123,16 @@ class LayerState {
   PagePool* pool_ = nullptr;
 };
 
+// How many of a sequence's tokens a routed layer took in, for people.
+struct RoutedTokens {
+  int64_t layer = 0;
+  int64_t seen = 0;         // tokens of the sequence
+  int64_t taken = 0;        // of them, those that went through the layer
+  int64_t reserved = 0;     // most it has room for
+  // Once the room is used up every later token passes the layer by, whatever its router says: how many have.
+  int64_t passed_full = 0;
+};
+
 // All layers of one sequence.
 class SequenceState {
  public:
@@ -124,14 +144,16 @@ class SequenceState {
   int64_t tokens() const { return tokens_; }
   int64_t context() const { return context_; }
 
-  Result<void> prepare_append(int64_t tokens);   // kUsage when the context would be passed
+  // kUsage when the context would be passed. A routed layer is prepared for all of them, or as many as it has room for.
+  Result<void> prepare_append(int64_t tokens);
   // After all layers of a step; also, on an empty sequence, after layer(i).load() of every layer.
-  void advance(int64_t tokens) { tokens_ += tokens; }
+  void advance(int64_t tokens);
   Result<SequenceState> fork() const;
   // Cuts every layer back, or none: kUsage when one of them cannot.
   Result<void> rewind(int64_t tokens);
   int64_t bytes() const;
   std::string signature() const;                 // of all layers' layouts
+  std::vector<RoutedTokens> routed_tokens() const;   // of the routed layers, in order
 
  private:
   SequenceState() = default;

@@ -306,5 +306,101 @@ TEST(SequenceState, LayersGrowForkAndRewindTogether) {
   EXPECT_EQ(fork.bytes(), 5 * 8);
 }
 
+// A layer that takes in every third token of its sequence, as a router would have it.
+class RoutedSequence {
+ public:
+  explicit RoutedSequence(double most = 1.0, int64_t context = 1000) {
+    StateLayout layout{.regions = {{.name = "token", .dtype = DType::kI64, .row_elements = 1}, position_region()},
+                       .routed = RoutedShare{.expected = 0.25, .most = most}};
+    state_.emplace(*SequenceState::create(std::vector<StateLayout>{layout}, context, pool_));
+  }
+  SequenceState& state() { return *state_; }
+  LayerState& layer() { return state_->layer(0); }
+  PagePool& pool() { return pool_; }
+
+  void append(int64_t tokens) {
+    ASSERT_TRUE(state_->prepare_append(tokens).ok());
+    for (int64_t t = state_->tokens(), end = t + tokens; t < end; ++t) {
+      if (t % 3 != 0 || layer().tokens() == layer().context()) continue;
+      *row_at(layer(), 0, layer().tokens()) = t;
+      ++layer().region(0).rows;
+      layer().note_position(t);
+      layer().advance(1);
+    }
+    state_->advance(tokens);
+  }
+  void expect_every_third(int64_t tokens) {
+    ASSERT_EQ(state_->tokens(), tokens);
+    ASSERT_EQ(layer().tokens(), (tokens + 2) / 3);
+    for (int64_t i = 0; i < layer().tokens(); ++i) {
+      ASSERT_EQ(*row_at(layer(), 0, i), 3 * i);
+      ASSERT_EQ(layer().position_of(i), 3 * i);
+    }
+  }
+
+ private:
+  PagePool pool_;
+  std::optional<SequenceState> state_;
+};
+
+TEST(RoutedLayer, TakesTheBytesOfItsOwnTokensOnly) {
+  RoutedSequence run;
+  for (const int64_t chunk : {1, 1, 200, 57, 1, 300}) {
+    run.append(chunk);
+    StateLayout exact = run.layer().layout();
+    exact.routed.reset();
+    EXPECT_EQ(run.state().bytes(), state_bytes_allocated(exact, run.layer().tokens()));
+    EXPECT_EQ(run.pool().live_bytes(), run.state().bytes()) << "pages that the step did not need came back";
+  }
+  run.expect_every_third(560);
+}
+
+TEST(RoutedLayer, IsCutBackWithItsSequenceToAnyToken) {
+  for (const int64_t to : {0, 1, 2, 3, 190, 191, 192, 193, 398, 399, 400}) {
+    RoutedSequence run;
+    run.append(400);
+    ASSERT_TRUE(run.state().rewind(to).ok()) << to;
+    run.expect_every_third(to);
+    run.append(77);
+    run.expect_every_third(to + 77);
+  }
+}
+
+TEST(RoutedLayer, KeepsItsPositionsInAFileAndRefusesThoseOutOfOrder) {
+  RoutedSequence run;
+  run.append(100);
+  std::vector<std::byte> saved;
+  run.layer().save(saved);
+  RoutedSequence other;
+  ASSERT_TRUE(other.layer().load(saved).ok());
+  other.state().advance(100);
+  other.expect_every_third(100);
+
+  // The page of positions comes last; its row 31 holds 93, between 90 and 96.
+  for (const int32_t forged : {-1, 0, 90, 96, INT32_MAX}) {
+    std::vector<std::byte> bytes = saved;
+    std::memcpy(bytes.data() + bytes.size() - kPageRows * 4 + 31 * 4, &forged, 4);
+    const Result<void> loaded = other.layer().load(bytes);
+    ASSERT_FALSE(loaded.ok()) << forged;
+    EXPECT_THAT(loaded.error().message, HasSubstr("position")) << forged;
+    EXPECT_EQ(other.layer().tokens(), 0);
+  }
+}
+
+TEST(RoutedLayer, IsReservedWholePagesOfItsShareAndSaysWhenTheyAreFull) {
+  RoutedSequence run(0.1, 1000);   // 100 tokens: two pages
+  ASSERT_EQ(run.layer().context(), 128);
+  run.append(383);                 // 0, 3 .. 381: 128 of them
+  RoutedTokens counts = run.state().routed_tokens().at(0);
+  EXPECT_EQ(counts.taken, 128);
+  EXPECT_EQ(counts.reserved, 128);
+  EXPECT_EQ(counts.passed_full, 1);
+  run.append(500);
+  counts = run.state().routed_tokens().at(0);
+  EXPECT_EQ(counts.seen, 883);
+  EXPECT_EQ(counts.taken, 128) << "full: later tokens pass it by";
+  EXPECT_EQ(counts.passed_full, 501);
+}
+
 }  // namespace
 }  // namespace quipu

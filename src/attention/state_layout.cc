@@ -1,6 +1,7 @@
 #include "attention/state_layout.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/check.h"
 
@@ -38,6 +39,20 @@ int64_t RegionSpec::rows_after(int64_t tokens) const {
   return 0;
 }
 
+int64_t StateLayout::tokens_expected(int64_t tokens) const {
+  if (!routed) return tokens;
+  return std::min(tokens, static_cast<int64_t>(std::ceil(routed->expected * static_cast<double>(tokens))));
+}
+
+int64_t StateLayout::tokens_reserved(int64_t context) const {
+  if (!routed) return context;
+  const double share = std::ceil(routed->most * static_cast<double>(context));
+  if (share >= static_cast<double>(context)) return context;
+  return std::min(context, pages_of(static_cast<int64_t>(share)) * kPageRows);
+}
+
+RegionSpec position_region() { return {.name = "position", .dtype = DType::kI32, .row_elements = 1}; }
+
 std::string StateLayout::signature() const {
   // Names are the rooms' own and hold no ';' or ' '.
   std::string text;
@@ -57,6 +72,7 @@ std::string StateLayout::signature() const {
 
 int64_t state_bytes(const StateLayout& layout, int64_t tokens) {
   int64_t bytes = 0;
+  tokens = layout.tokens_expected(tokens);
   for (const RegionSpec& region : layout.regions) {
     int64_t rows = region.rows_after(tokens);
     if (region.growth == Growth::kRing) rows = std::min(rows, region.ring_rows);
@@ -67,6 +83,7 @@ int64_t state_bytes(const StateLayout& layout, int64_t tokens) {
 
 int64_t state_bytes_allocated(const StateLayout& layout, int64_t tokens) {
   int64_t bytes = 0;
+  tokens = layout.tokens_expected(tokens);
   for (const RegionSpec& region : layout.regions) {
     int64_t pages = region.growth == Growth::kFixed ? 1 : pages_of(region.rows_after(tokens));
     if (region.growth == Growth::kRing) pages = std::min(pages, region.ring_pages());

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,16 +43,34 @@ struct RegionSpec {
 // How far a remembered context may be cut back without computing it again.
 enum class Rewind { kAnyToken, kStrideBoundary, kNever };
 
+// A layer that a router sends only some of the sequence's tokens (blocks/mixture_of_depths.h).
+struct RoutedShare {
+  double expected = 1.0;     // of a sequence's tokens, in (0, 1]
+  double most = 1.0;         // of a context's tokens: what is reserved, >= expected
+};
+
 struct StateLayout {
   std::vector<RegionSpec> regions;
   Rewind rewind = Rewind::kAnyToken;
   int64_t stride = 1;        // kStrideBoundary
+  // With it rows, strides and rings count the tokens the layer takes in, and the last region is position_region().
+  std::optional<RoutedShare> routed = std::nullopt;
+
+  // Of `tokens` tokens of the sequence, those the layer is expected to take in: all of them without a router.
+  int64_t tokens_expected(int64_t tokens) const;
+  // Of a context of that many tokens, those the layer has room for: whole pages, never more than the context.
+  int64_t tokens_reserved(int64_t context) const;
 
   // A text that is equal exactly when two layouts hold the same bytes: goes into the hash of a saved state.
   std::string signature() const;
 };
 
-// Bytes that `tokens` tokens take, to the row: what the formulas of the papers count. A ring counts ring_rows at most.
+// Where a routed layer keeps the position of each token it took in, i32: what tells it how far to cut itself back when the
+// sequence is cut back.
+RegionSpec position_region();
+
+// Bytes that `tokens` tokens of a sequence take, to the row: what the formulas of the papers count. A ring counts ring_rows
+// at most, a routed layer the tokens it expects.
 int64_t state_bytes(const StateLayout& layout, int64_t tokens);
 // Bytes that are allocated for them, in whole pages of RegionSpec::page_rows() rows.
 int64_t state_bytes_allocated(const StateLayout& layout, int64_t tokens);

@@ -58,7 +58,12 @@ Result<void> read_layers(Loaded& loaded, const StateFile& file, int64_t tokens) 
     if (!read.ok()) {
       return Error{read.error().error_class, file.name + ": section " + section->name + ": " + read.error().message};
     }
-    if (layer.tokens() != tokens) {
+    if (layer.routed() && layer.tokens_before(tokens) != layer.tokens()) {
+      return bad_input(file.name + ": section " + section->name + " holds a token at position " +
+                       std::to_string(layer.position_of(layer.tokens() - 1)) + ", the header says there are " +
+                       std::to_string(tokens));
+    }
+    if (!layer.routed() && layer.tokens() != tokens) {
       return bad_input(file.name + ": section " + section->name + " holds " + std::to_string(layer.tokens()) +
                        " tokens, the header says " + std::to_string(tokens));
     }
