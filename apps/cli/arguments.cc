@@ -8,8 +8,8 @@
 #include <utility>
 
 #include "base/byte_reader.h"
+#include "base/near_word.h"
 #include "human_text.h"
-#include "near_word.h"
 
 namespace quipu::cli {
 namespace {

@@ -6,13 +6,14 @@
 #include <memory>
 
 #include "base/byte_reader.h"
+#include "base/near_word.h"
+#include "base/user_folders.h"
 #include "conversation.h"
 #include "engine/engine.h"
 #include "human_text.h"
 #include "interrupt.h"
 #include "line_editor.h"
 #include "model_flags.h"
-#include "near_word.h"
 #include "progress_bar.h"
 #include "report.h"
 #include "text/tokenizer.h"
@@ -46,7 +47,7 @@ class Chat {
         engine_(engine),
         session_(session),
         conversation_(engine.tokenizer(), flags.raw ? nullptr : engine.chat_template(), session),
-        editor_("> ", flags.no_history ? "" : state_folder() + "/history") {
+        editor_("> ", flags.no_history ? "" : user_state_folder() + "/history") {
     conversation_.set_system(flags.system);
     conversation_.forget_messages();
   }

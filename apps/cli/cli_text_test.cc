@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "arguments.h"
+#include "base/near_word.h"
 #include "human_text.h"
-#include "near_word.h"
 
 namespace quipu::cli {
 namespace {

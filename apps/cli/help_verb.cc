@@ -6,8 +6,8 @@
 #include <memory>
 
 #include "base/byte_reader.h"
+#include "base/near_word.h"
 #include "human_text.h"
-#include "near_word.h"
 #include "progress_bar.h"
 #include "verb.h"
 
@@ -56,7 +56,7 @@ constexpr std::array<Verb, 10> kVerbs = {{
      declare_perplexity},
     {"quantise", "quantize", "write a smaller copy of a model", "quipu quantise IN OUT --type TYPE", "",
      "quipu quantise model-f16.gguf model-q8_0.gguf --type q8_0\n"
-     "quipu quantise hf-folder/ model-bf16.gguf --type bf16",
+     "quipu quantise model-bf16.gguf model-q4_k_m.gguf --type q4_k_m",
      declare_quantise},
     {"bench", "", "how fast a model runs here",
      "quipu bench MODEL [--prompt 512,2048] [--generate 64] [--depth 0,4096] [flags]",

@@ -13,8 +13,8 @@
 #include "arguments.h"
 #include "base/byte_reader.h"
 #include "base/mapped_file.h"
+#include "base/near_word.h"
 #include "interrupt.h"
-#include "near_word.h"
 #include "report.h"
 #include "verb.h"
 

@@ -13,7 +13,8 @@
 
 #include "arguments.h"
 #include "base/byte_reader.h"
-#include "near_word.h"
+#include "base/near_word.h"
+#include "base/user_folders.h"
 #include "progress_bar.h"
 
 namespace quipu::cli {
@@ -25,9 +26,9 @@ constexpr std::array<DType, 4> kCacheTypes = {DType::kF16, DType::kBF16, DType::
 
 // Short names of models that ./quickstart can fetch.
 constexpr std::array<std::pair<const char*, const char*>, 3> kKnownModels = {{
-    {"smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"},
-    {"smollm2:135m", "SmolLM2-135M-Instruct.Q4_1.gguf"},
-    {"SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct.Q4_1.gguf"},
+    {"smollm2", kDefaultModelFile},
+    {"smollm2:135m", kDefaultModelFile},
+    {"SmolLM2-135M-Instruct", kDefaultModelFile},
 }};
 
 bool path_exists(const std::string& path) {
@@ -35,19 +36,7 @@ bool path_exists(const std::string& path) {
   return stat(path.c_str(), &facts) == 0;
 }
 
-std::string xdg_folder(const char* variable, const char* fallback) {
-  const char* value = std::getenv(variable);
-  if (value != nullptr && value[0] == '/') {
-    return std::string(value) + "/quipu";
-  }
-  const char* home = std::getenv("HOME");
-  return std::string(home != nullptr ? home : ".") + fallback + "/quipu";
-}
-
 }  // namespace
-
-std::string cache_folder() { return xdg_folder("XDG_CACHE_HOME", "/.cache"); }
-std::string state_folder() { return xdg_folder("XDG_STATE_HOME", "/.local/state"); }
 
 void add_model_word(CLI::App& app, ModelFlags& flags) {
   app.add_option("-m,--model,MODEL", flags.model,
@@ -155,12 +144,12 @@ Result<std::string> resolve_model(const std::string& name) {
   for (const auto& [word, file] : kKnownModels) {
     known.emplace_back(word);
     if (name != word) continue;
-    std::string path = cache_folder() + "/models/" + file;
+    std::string path = user_cache_folder() + "/models/" + file;
     if (path_exists(path)) return path;
     return bad_input(name + ": not fetched yet (" + path + " is missing); ./quickstart fetches it");
   }
   if (name.find('/') == std::string::npos) {
-    std::string path = cache_folder() + "/models/" + name + (name.ends_with(".gguf") ? "" : ".gguf");
+    std::string path = user_cache_folder() + "/models/" + name + (name.ends_with(".gguf") ? "" : ".gguf");
     if (path_exists(path)) return path;
   }
   const std::string near = name.find_first_of("/.") == std::string::npos ? nearest_word(name, known) : "";

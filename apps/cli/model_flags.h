@@ -49,9 +49,6 @@ Result<int64_t> chosen_context(const ModelFlags& flags, const ModelFacts& facts,
 // A path stays as it is; a bare name such as "smollm2" becomes the file that ./quickstart keeps in the cache folder.
 // kUsage when no model was named, kBadInput when there is none of that name.
 Result<std::string> resolve_model(const std::string& name);
-// ${XDG_CACHE_HOME:-~/.cache}/quipu and ${XDG_STATE_HOME:-~/.local/state}/quipu.
-std::string cache_folder();
-std::string state_folder();
 
 // Loads with a progress line on a terminal; `quiet` shows none. Warnings of the model go to stderr.
 Result<std::unique_ptr<Engine>> load_engine(const ModelFlags& flags, bool quiet);

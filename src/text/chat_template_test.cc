@@ -15,6 +15,8 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "base/default_model_for_test.h"
+
 namespace quipu {
 namespace {
 
@@ -122,9 +124,9 @@ TEST(ChatTemplate, TheRealTemplatesOfQwen3AndDeepSeekV3RenderAsJinjaDoes) {
 }
 
 TEST(ChatTemplate, TheTemplateInsideTheSmolLm2GgufRendersAsJinjaDoes) {
-  const char* path = std::getenv("QUIPU_SMOLLM2_GGUF");
-  if (!path) GTEST_SKIP() << "QUIPU_SMOLLM2_GGUF does not name a SmolLM2 GGUF file";
-  const std::string file = read_text(path), key = "tokenizer.chat_template";
+  const auto path = default_model_for_test();
+  if (!path) GTEST_SKIP() << kNoDefaultModel;
+  const std::string file = read_text(*path), key = "tokenizer.chat_template";
   const size_t at = file.find(key);
   ASSERT_NE(at, std::string::npos);
   uint64_t size = 0;

@@ -223,20 +223,4 @@ std::unique_ptr<OwnedVocabulary> read_gguf_vocabulary(const std::string& path) {
   return owned;
 }
 
-std::optional<std::string> smollm2_path() {
-  std::vector<std::string> places;
-  if (const char* named = std::getenv("QUIPU_SMOLLM2_GGUF")) places.emplace_back(named);
-  std::string cache;
-  if (const char* xdg = std::getenv("XDG_CACHE_HOME")) {
-    cache = xdg;
-  } else if (const char* home = std::getenv("HOME")) {
-    cache = std::string(home) + "/.cache";
-  }
-  for (const char* folder : {"/quipu/", "/quipu/models/"}) places.push_back(cache + folder + "SmolLM2-135M-Instruct.Q4_1.gguf");
-  for (const std::string& place : places) {
-    if (std::filesystem::exists(place)) return place;
-  }
-  return std::nullopt;
-}
-
 }  // namespace quipu::golden

@@ -47,6 +47,5 @@ struct OwnedVocabulary {
 };
 std::unique_ptr<OwnedVocabulary> spm_vocabulary();                              // vocab_spm_bpe.json
 std::unique_ptr<OwnedVocabulary> read_gguf_vocabulary(const std::string& path);  // only what the tests need of GGUF
-std::optional<std::string> smollm2_path();   // QUIPU_SMOLLM2_GGUF, else the cache folder of the program
 
 }  // namespace quipu::golden

@@ -5,6 +5,7 @@
 
 #include "base/byte_reader.h"
 #include "base/utf8.h"
+#include "base/default_model_for_test.h"
 #include "text/golden_files.h"
 #include "text/tokenizer.h"
 #include "text/tokenizer_json.h"
@@ -124,8 +125,8 @@ TEST(SentencePieceVocabulary, GivesTheIdsOfSentencePiece) {
 }
 
 TEST(SmolLm2, GivesTheIdsOfHuggingFace) {
-  const auto path = golden::smollm2_path();
-  if (!path) GTEST_SKIP() << "SmolLM2-135M-Instruct.Q4_1.gguf is not in the cache folder; ./quickstart puts it there";
+  const auto path = default_model_for_test();
+  if (!path) GTEST_SKIP() << kNoDefaultModel;
   const auto owned = golden::read_gguf_vocabulary(*path);
   const auto tokenizer = tokenizer_from_gguf(owned->vocabulary);
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.error().message;

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/default_model_for_test.h"
 #include "engine/engine.h"
 #include "formats/safetensors/safetensors_file.h"
 #include "tensor/float16.h"
@@ -19,16 +20,6 @@ namespace {
 constexpr int64_t kChunk = 512;   // tokens of one fresh context
 
 // Where ./quickstart puts the model; empty when it is not there.
-std::string model_path() {
-  const char* named = std::getenv("QUIPU_SMOLLM2_GGUF");
-  if (named != nullptr) return named;
-  const char* cache = std::getenv("XDG_CACHE_HOME");
-  const char* home = std::getenv("HOME");
-  const std::string folder = cache != nullptr && *cache != '\0' ? cache : std::string(home == nullptr ? "" : home) + "/.cache";
-  const std::string path = folder + "/quipu/models/SmolLM2-135M-Instruct.Q4_1.gguf";
-  return std::filesystem::exists(path) ? path : std::string();
-}
-
 template <class T>
 const T* data_of(const TensorFile& file, const char* name) {
   const NamedTensor* tensor = file.find(name);
@@ -97,8 +88,9 @@ class LlamaCppAgreement : public testing::Test {
 #if defined(__SANITIZE_ADDRESS__)
     GTEST_SKIP() << "9,216 tokens of a real model take too long in an instrumented build; session_test runs tiny ones";
 #endif
-    path_ = model_path();
-    if (path_.empty()) GTEST_SKIP() << "the default model is not in the cache folder; ./quickstart fetches it";
+    const auto path = default_model_for_test();
+    if (!path) GTEST_SKIP() << kNoDefaultModel;
+    path_ = *path;
     auto file = read_safetensors(QUIPU_SOURCE_DIR "/tests/end_to_end/llama_cpp/smollm2_q4_1.safetensors");
     ASSERT_TRUE(file.ok()) << file.error().message;
     file_ = std::make_unique<TensorFile>(std::move(file).value());

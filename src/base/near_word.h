@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-namespace quipu::cli {
+namespace quipu {
 
 // Insertions, deletions, replacements and swaps of neighbours that turn `a` into `b` (restricted Damerau-Levenshtein).
 size_t edit_distance(std::string_view a, std::string_view b);
@@ -14,4 +14,4 @@ size_t edit_distance(std::string_view a, std::string_view b);
 // allowed; a word that `word` abbreviates counts as near. Leading dashes are not compared.
 std::string nearest_word(std::string_view word, std::span<const std::string> words);
 
-}  // namespace quipu::cli
+}  // namespace quipu

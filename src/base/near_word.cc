@@ -1,9 +1,9 @@
-#include "near_word.h"
+#include "base/near_word.h"
 
 #include <algorithm>
 #include <vector>
 
-namespace quipu::cli {
+namespace quipu {
 
 size_t edit_distance(std::string_view a, std::string_view b) {
   std::vector<size_t> before(b.size() + 1), above(b.size() + 1), row(b.size() + 1);
@@ -44,4 +44,4 @@ std::string nearest_word(std::string_view word, std::span<const std::string> wor
   return best;
 }
 
-}  // namespace quipu::cli
+}  // namespace quipu
