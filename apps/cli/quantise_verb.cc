@@ -21,6 +21,7 @@ namespace {
 struct QuantiseFlags {
   std::string in, out, type;
   bool json = false;
+  bool pure = false;
   bool force = false;
 };
 
@@ -40,22 +41,20 @@ Result<void> quantise(const QuantiseFlags& flags) {
     return usage_error("quantise needs two paths: quipu quantise IN OUT --type TYPE");
   }
   if (flags.type.empty()) return usage_error("--type: which type? For example --type q8_0");
-  const auto type = dtype_from_name(flags.type);
-  if (!type) {
-    return usage_error("--type: '" + printable(flags.type) + "' is no tensor type; for example q8_0, q4_0, bf16, f16");
-  }
   ASSIGN_OR_RETURN(const std::string in, resolve_model(flags.in));
   if (same_file(in, flags.out)) return usage_error(printable(flags.out, 400) + ": IN and OUT are the same file");
   if (!flags.force && file_bytes(flags.out) > 0) {
     return usage_error(printable(flags.out, 400) + ": exists already; --force replaces it");
   }
   const double start = monotonic_seconds();
+  QuantiseReport done;
   {
-    ProgressBar bar("quantising to " + std::string(dtype_name(*type)),
-                    {.tokens = false, .keep = true, .silent = flags.json});
-    RETURN_IF_ERROR(Engine::quantise(in, flags.out, *type, [&bar](uint64_t done, uint64_t total) {
-      bar.update(static_cast<double>(done), static_cast<double>(total));
-    }));
+    ProgressBar bar("quantising to " + flags.type, {.tokens = false, .keep = true, .silent = flags.json});
+    ASSIGN_OR_RETURN(done, Engine::quantise(in, flags.out, {.type = flags.type,
+                                                            .pure = flags.pure,
+                                                            .on_progress = [&bar](uint64_t bytes, uint64_t total) {
+                                                              bar.update(static_cast<double>(bytes), static_cast<double>(total));
+                                                            }}));
   }
   ASSIGN_OR_RETURN(const ModelFacts before, Engine::inspect(in));
   ASSIGN_OR_RETURN(const ModelFacts after, Engine::inspect(flags.out));
@@ -63,12 +62,14 @@ Result<void> quantise(const QuantiseFlags& flags) {
   if (flags.json) {
     return print_json({{"in", in},
                        {"out", flags.out},
-                       {"type", dtype_name(*type)},
+                       {"type", flags.type},
                        {"seconds", seconds},
                        {"weight_bytes_before", before.weight_bytes},
                        {"weight_bytes_after", after.weight_bytes},
-                       {"quantisation", after.quantisation}});
+                       {"quantisation", after.quantisation},
+                       {"notes", done.notes}});
   }
+  for (const std::string& note : done.notes) print_note(note);
   return print_text(printable(flags.out, 400) + ": " + after.quantisation + ", " +
                     human_bytes(static_cast<double>(after.weight_bytes)) + " of weights (" +
                     human_bytes(static_cast<double>(before.weight_bytes)) + " before) in " + human_seconds(seconds) +
@@ -79,9 +80,10 @@ Result<void> quantise(const QuantiseFlags& flags) {
 
 Action declare_quantise(CLI::App& app) {
   auto flags = std::make_shared<QuantiseFlags>();
-  app.add_option("IN", flags->in, "the model to read: GGUF file or Hugging Face folder");
+  app.add_option("IN", flags->in, "the model to read, a GGUF file");
   app.add_option("OUT", flags->out, "the GGUF file to write");
-  app.add_option("--type,TYPE", flags->type, "type of the matrices: q8_0, q4_0, q4_1, q5_0, q5_1, bf16, f16, f32");
+  app.add_option("--type,TYPE", flags->type, "one of " + Engine::quantise_types());
+  app.add_flag("--pure", flags->pure, "every matrix that type, no finer ones where errors reach far");
   app.add_flag("--force", flags->force, "replace OUT if it exists");
   app.add_flag("--json", flags->json, "one JSON object on standard output");
   return [flags] { return quantise(*flags); };

@@ -53,9 +53,11 @@ struct ModelFacts {
   std::string quantisation;            // "Q4_1", "BF16", or a mix such as "Q4_K + Q6_K"
   int64_t parameters = 0;
   uint64_t weight_bytes = 0;           // in the file
+  // Heads of the first layer; kv_heads and head_dim are 0 where its room knows no such thing.
   int64_t layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, feed_forward = 0, vocabulary = 0;
   int64_t trained_context = 0;
-  std::vector<std::string> layer_rooms;   // the room of every layer, e.g. "grouped_query"
+  std::vector<std::string> layer_rooms;      // the room of every layer, e.g. "grouped_query"
+  std::vector<std::string> layer_settings;   // its whole numbers and words: "heads 8, latent_rank 256"
   double state_bytes_per_token = 0;    // at long context, in the cache dtype asked for
   std::string tokenizer;               // "byte-level BPE (smollm), 49152 tokens"
   bool has_chat_template = false;
@@ -70,6 +72,12 @@ struct ContextCost {
   uint64_t state_bytes_allocated = 0;  // in whole pages
   double flops_per_token = 0;          // of one more token at this depth
   double bytes_read_per_token = 0;     // weights and state
+};
+
+struct QuantiseOptions {
+  std::string type;        // one of Engine::quantise_types(); upper or lower case
+  bool pure = false;       // every matrix that type: no exceptions for layers whose errors reach far
+  std::function<void(uint64_t done, uint64_t total)> on_progress = {};   // bytes of source tensors
 };
 
 // What quantise() did that its caller may not expect.
@@ -91,10 +99,10 @@ class Engine {
   // The tokenizer alone.
   static Result<std::shared_ptr<const Tokenizer>> load_tokenizer(const std::string& path);
   // Writes a GGUF copy of a GGUF file with matrices re-encoded, as llama-quantize does: norms and biases keep their type;
-  // the output matrix (or a tied embedding) stays at 6 bits or more; rows that are not whole blocks of `type` take a
-  // neighbouring type (the report says which). on_progress(done, total) in bytes of source tensors.
-  static Result<QuantiseReport> quantise(const std::string& in, const std::string& out, DType type,
-                               const std::function<void(uint64_t done, uint64_t total)>& on_progress);
+  // the output matrix (or a tied embedding) stays at 6 bits or more, the up-projections of latents at 8; rows that are not
+  // whole blocks of a type take a neighbouring one (the report says which).
+  static Result<QuantiseReport> quantise(const std::string& in, const std::string& out, const QuantiseOptions& options);
+  static std::string quantise_types();   // "f32, f16, ..., q4_k_m, ...", for messages
 
   virtual const ModelFacts& facts() const = 0;
   virtual const Tokenizer& tokenizer() const = 0;

@@ -1,6 +1,8 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cctype>
+#include <charconv>
 #include <map>
 #include <optional>
 #include <vector>
@@ -17,25 +19,70 @@ namespace {
 
 constexpr int64_t kChunkElements = int64_t{4} << 20;   // decoded floats held at once: 16 MB
 
-// llama.cpp's number for "mostly this type" (general.file_type); the K types without suffix are its "_S" mixes.
-std::optional<uint32_t> file_type_number(DType type) {
-  switch (type) {
-    case DType::kF32: return 0;
-    case DType::kF16: return 1;
-    case DType::kQ4_0: return 2;
-    case DType::kQ4_1: return 3;
-    case DType::kQ8_0: return 7;
-    case DType::kQ5_0: return 8;
-    case DType::kQ5_1: return 9;
-    case DType::kQ2_K: return 10;
-    case DType::kQ3_K: return 11;
-    case DType::kQ4_K: return 14;
-    case DType::kQ5_K: return 16;
-    case DType::kQ6_K: return 18;
-    case DType::kIQ4_NL: return 25;
-    case DType::kBF16: return 32;
-    default: return std::nullopt;
+// Which layers take another type than the recipe's own. Shares are of the number of layers, as llama.cpp counts them.
+enum class Layers : uint8_t { kNone, kAll, kFirst2, kFirst4, kFirstSixteenth, kFirstEighth, kSpread };
+
+struct Exception {
+  Layers layers = Layers::kNone;
+  DType type = DType::kF32;
+};
+
+// A named mix of types, and llama.cpp's number for it (general.file_type). The first exception that holds counts.
+struct Recipe {
+  std::string_view name;
+  uint32_t file_type;
+  DType type;
+  Exception value[2] = {};              // attn_v
+  Exception down[2] = {};               // ffn_down
+  Exception attention_output = {};
+};
+
+// Mixes as llama-quantize makes them without an importance matrix: values and the way back from the feed-forward part
+// suffer most from few bits.
+constexpr Recipe kRecipes[] = {
+    {"f32", 0, DType::kF32},
+    {"f16", 1, DType::kF16},
+    {"bf16", 32, DType::kBF16},
+    {"q8_0", 7, DType::kQ8_0},
+    {"q5_0", 8, DType::kQ5_0},
+    {"q5_1", 9, DType::kQ5_1},
+    {"q4_0", 2, DType::kQ4_0},
+    {"q4_1", 3, DType::kQ4_1},
+    {"iq4_nl", 25, DType::kIQ4_NL, {}, {{Layers::kFirstEighth, DType::kQ5_K}}},
+    {"q2_k", 10, DType::kQ2_K, {{Layers::kAll, DType::kQ3_K}}, {{Layers::kAll, DType::kQ3_K}}, {Layers::kAll, DType::kQ3_K}},
+    {"q3_k_s", 11, DType::kQ3_K},
+    {"q3_k_m", 12, DType::kQ3_K, {{Layers::kFirst2, DType::kQ5_K}, {Layers::kAll, DType::kQ4_K}},
+     {{Layers::kFirstSixteenth, DType::kQ5_K}, {Layers::kAll, DType::kQ4_K}}, {Layers::kAll, DType::kQ4_K}},
+    {"q3_k_l", 13, DType::kQ3_K, {{Layers::kAll, DType::kQ5_K}}, {{Layers::kAll, DType::kQ5_K}}, {Layers::kAll, DType::kQ5_K}},
+    {"q4_k_s", 14, DType::kQ4_K, {{Layers::kFirst4, DType::kQ5_K}}, {{Layers::kFirstEighth, DType::kQ5_K}}},
+    {"q4_k_m", 15, DType::kQ4_K, {{Layers::kSpread, DType::kQ6_K}}, {{Layers::kSpread, DType::kQ6_K}}},
+    {"q5_k_s", 16, DType::kQ5_K},
+    {"q5_k_m", 17, DType::kQ5_K, {{Layers::kSpread, DType::kQ6_K}}, {{Layers::kSpread, DType::kQ6_K}}},
+    {"q6_k", 18, DType::kQ6_K},
+};
+
+bool among(Layers layers, int64_t layer, int64_t count) {
+  switch (layers) {
+    case Layers::kNone: return false;
+    case Layers::kAll: return true;
+    case Layers::kFirst2: return layer < 2;
+    case Layers::kFirst4: return layer < 4;
+    case Layers::kFirstSixteenth: return layer < count / 16;
+    case Layers::kFirstEighth: return layer < count / 8;
+    case Layers::kSpread: return layer < count / 8 || layer >= 7 * count / 8 || (layer - count / 8) % 3 == 2;
   }
+  return false;
+}
+
+Result<Recipe> find_recipe(std::string_view name, bool pure) {
+  std::string wanted(name);
+  std::ranges::transform(wanted, wanted.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  if (wanted == "q3_k" || wanted == "q4_k" || wanted == "q5_k") wanted += "_m";   // llama-quantize's aliases
+  for (const Recipe& recipe : kRecipes) {
+    if (recipe.name != wanted) continue;
+    return pure ? Recipe{recipe.name, recipe.file_type, recipe.type} : recipe;
+  }
+  return usage_error("cannot write weights as '" + printable(name) + "'; there are " + Engine::quantise_types());
 }
 
 double bits_per_element(DType type) { return 8.0 * traits(type).block_bytes / traits(type).block_elements; }
@@ -62,20 +109,57 @@ struct Choice {
   bool fell_back = false;
 };
 
-// wanted: what the caller asked for. tied: the file has no output.weight.
-Choice choose_type(const NamedTensor& tensor, DType wanted, bool tied) {
-  const DType own = tensor.view.dtype;
-  const bool decodable = is_float(own) || traits(own).quantised;
-  const bool matrix = tensor.view.shape.size() >= 2 && tensor.name.ends_with(".weight") &&
-                      tensor.name.find("norm") == std::string::npos && tensor.name.find("ffn_gate_inp") == std::string::npos;
-  if (!matrix || !decodable) return {own};
-  const int64_t cols = tensor.view.shape.back();
-  const bool output = tensor.name == "output.weight" || (tied && tensor.name == "token_embd.weight");
-  DType type = wanted;
-  if (output && bits_per_element(wanted) < bits_per_element(DType::kQ6_K)) type = DType::kQ6_K;
-  const DType possible = fallback_type(type, cols);
-  return {possible, possible != type};
+// The number in "blk.12.attn_v.weight", or -1.
+int64_t layer_of(std::string_view name) {
+  if (!name.starts_with("blk.")) return -1;
+  int64_t layer = -1;
+  std::from_chars(name.data() + 4, name.data() + name.size(), layer);
+  return layer;
 }
+
+class Chooser {
+ public:
+  // tied: the file has no output.weight. layers: how many the file has.
+  Chooser(const Recipe& recipe, bool tied, int64_t layers) : recipe_(recipe), tied_(tied), layers_(layers) {}
+
+  Choice choose(const NamedTensor& tensor) const {
+    const DType own = tensor.view.dtype;
+    const bool decodable = is_float(own) || traits(own).quantised;
+    const bool matrix = tensor.view.shape.size() >= 2 && tensor.name.ends_with(".weight") &&
+                        tensor.name.find("norm") == std::string::npos &&
+                        tensor.name.find("ffn_gate_inp") == std::string::npos;
+    if (!matrix || !decodable) return {own};
+    const DType type = wanted(tensor.name);
+    const DType possible = fallback_type(type, tensor.view.shape.back());
+    return {possible, possible != type};
+  }
+
+ private:
+  DType wanted(const std::string& name) const {
+    const auto part = [&](std::string_view text) { return name.find(text) != std::string::npos; };
+    const bool output = name == "output.weight" || (tied_ && name == "token_embd.weight");
+    if (output) return at_least(DType::kQ6_K);
+    // Queries and contexts pass through these at full width: 4 bits here flip tokens (mlx-lm#1509, sglang#31604).
+    if (part("attn_k_b.") || part("attn_v_b.") || part("attn_kv_b.")) return at_least(DType::kQ8_0);
+    if (part("attn_v.")) return first_of(recipe_.value, name);
+    if (part("ffn_down")) return first_of(recipe_.down, name);
+    if (part("attn_output.")) return first_of({&recipe_.attention_output, 1}, name);
+    return recipe_.type;
+  }
+  DType at_least(DType type) const {
+    return bits_per_element(recipe_.type) < bits_per_element(type) ? type : recipe_.type;
+  }
+  DType first_of(std::span<const Exception> exceptions, const std::string& name) const {
+    for (const Exception& exception : exceptions) {
+      if (among(exception.layers, layer_of(name), layers_)) return exception.type;
+    }
+    return recipe_.type;
+  }
+
+  const Recipe& recipe_;
+  bool tied_;
+  int64_t layers_;
+};
 
 Result<void> refuse_same_file(const std::string& in, const std::string& out) {
   struct stat a{}, b{};
@@ -84,13 +168,13 @@ Result<void> refuse_same_file(const std::string& in, const std::string& out) {
   return usage_error(out + ": is the file to be read; choose another name for the result");
 }
 
-Result<GgufHeader> make_header(const GgufFile& file, DType wanted, std::span<const Choice> choices) {
+Result<GgufHeader> make_header(const GgufFile& file, uint32_t file_type, std::span<const Choice> choices) {
   GgufHeader header;
   for (const GgufMetadata::Entry& entry : file.metadata.entries()) {
     if (entry.key.starts_with("split.")) continue;   // the result is one file
     RETURN_IF_ERROR(header.set(entry.key, entry.value));
   }
-  RETURN_IF_ERROR(header.set_u32("general.file_type", *file_type_number(wanted)));
+  RETURN_IF_ERROR(header.set_u32("general.file_type", file_type));
   RETURN_IF_ERROR(header.set_u32("general.quantization_version", 2));
   for (size_t i = 0; i < choices.size(); ++i) {
     const NamedTensor& tensor = file.tensors.tensors()[i];
@@ -128,7 +212,7 @@ class Encoder {
   std::vector<std::byte> bytes_;
 };
 
-std::vector<std::string> notes_on(const GgufFile& file, std::span<const Choice> choices, DType wanted) {
+std::vector<std::string> notes_on(const GgufFile& file, std::span<const Choice> choices, std::string_view wanted) {
   std::map<std::pair<int64_t, DType>, int> fallbacks;
   bool requantised = false;
   for (size_t i = 0; i < choices.size(); ++i) {
@@ -140,7 +224,7 @@ std::vector<std::string> notes_on(const GgufFile& file, std::span<const Choice> 
   for (const auto& [key, count] : fallbacks) {
     notes.push_back(std::to_string(count) + (count == 1 ? " tensor has" : " tensors have") + " rows of " +
                     std::to_string(key.first) + ", not whole blocks: " + std::string(dtype_name(key.second)) +
-                    " in place of the type asked for (" + std::string(dtype_name(wanted)) + ")");
+                    " in place of the type asked for (" + std::string(wanted) + ")");
   }
   if (requantised) notes.push_back("the source is quantised already: its error adds to the new one; start from f16 or bf16 if you can");
   return notes;
@@ -148,20 +232,25 @@ std::vector<std::string> notes_on(const GgufFile& file, std::span<const Choice> 
 
 }  // namespace
 
-Result<QuantiseReport> Engine::quantise(const std::string& in, const std::string& out, DType type,
-                                        const std::function<void(uint64_t, uint64_t)>& on_progress) {
-  if (!file_type_number(type).has_value() || !can_quantise(type)) {
-    return usage_error("cannot write weights as " + std::string(dtype_name(type)));
-  }
+std::string Engine::quantise_types() {
+  std::string names;
+  for (const Recipe& recipe : kRecipes) names += (names.empty() ? "" : ", ") + std::string(recipe.name);
+  return names;
+}
+
+Result<QuantiseReport> Engine::quantise(const std::string& in, const std::string& out, const QuantiseOptions& options) {
+  ASSIGN_OR_RETURN(const Recipe recipe, find_recipe(options.type, options.pure));
   RETURN_IF_ERROR(refuse_same_file(in, out));
   ASSIGN_OR_RETURN(const GgufFile file, read_gguf(in));
   const std::span<const NamedTensor> tensors = file.tensors.tensors();
-  const bool tied = file.tensors.find("output.weight") == nullptr;
+  int64_t layers = 0;
+  for (const NamedTensor& tensor : tensors) layers = std::max(layers, layer_of(tensor.name) + 1);
+  const Chooser chooser(recipe, file.tensors.find("output.weight") == nullptr, layers);
   std::vector<Choice> choices;
-  for (const NamedTensor& tensor : tensors) choices.push_back(choose_type(tensor, type, tied));
-  ASSIGN_OR_RETURN(GgufHeader header, make_header(file, type, choices));
+  for (const NamedTensor& tensor : tensors) choices.push_back(chooser.choose(tensor));
+  ASSIGN_OR_RETURN(GgufHeader header, make_header(file, recipe.file_type, choices));
   QuantiseReport report;
-  report.notes = notes_on(file, choices, type);
+  report.notes = notes_on(file, choices, recipe.name);
   report.bytes_before = file.tensors.tensor_bytes();
   for (size_t i = 0; i < header.tensor_count(); ++i) report.bytes_after += header.tensor_bytes(i);
 
@@ -173,7 +262,7 @@ Result<QuantiseReport> Engine::quantise(const std::string& in, const std::string
     RETURN_IF_ERROR(encoder.write(writer, tensor.view, choices[i].type));
     if (tensor.file != nullptr) tensor.file->drop(tensor.view.bytes);
     done += tensor.view.bytes.size();
-    if (on_progress) on_progress(done, report.bytes_before);
+    if (options.on_progress) options.on_progress(done, report.bytes_before);
   }
   RETURN_IF_ERROR(writer.commit());
   return report;

@@ -6,11 +6,14 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <map>
+#include <set>
 
 #include "end_to_end/tiny_model.h"
 #include "engine/available_memory.h"
 #include "engine/roof.h"
 #include "formats/gguf/gguf_file.h"
+#include "formats/gguf/gguf_writer.h"
 #include "tensor/quant_blocks.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
@@ -142,10 +145,10 @@ TEST(Engine, QuantiseWritesFilesThatLoadAndReportsFallbacks) {
   auto before = Engine::inspect(in);
   ASSERT_TRUE(before.ok());
   uint64_t last = 0;
-  auto report = Engine::quantise(in, folder / "q8.gguf", DType::kBF16, [&](uint64_t done, uint64_t total) {
+  auto report = Engine::quantise(in, folder / "q8.gguf", {.type = "bf16", .on_progress = [&](uint64_t done, uint64_t total) {
     EXPECT_LE(done, total);
     last = done;
-  });
+  }});
   ASSERT_TRUE(report.ok()) << report.error().message;
   EXPECT_EQ(last, report->bytes_before);
   EXPECT_LT(report->bytes_after, report->bytes_before);
@@ -162,22 +165,67 @@ TEST(Engine, QuantiseWritesFilesThatLoadAndReportsFallbacks) {
   EXPECT_EQ(file->metadata.require_u32("general.file_type").value(), 32u);
 
   // Rows of 48, 80 and 96 are no whole blocks of 256: q5_0 where 32 divides them, f16 elsewhere.
-  report = Engine::quantise(in, folder / "q4k.gguf", DType::kQ4_K, {});
+  report = Engine::quantise(in, folder / "q4k.gguf", {.type = "Q4_K"});
   ASSERT_TRUE(report.ok()) << report.error().message;
   ASSERT_FALSE(report->notes.empty());
-  EXPECT_NE(report->notes[0].find("in place of the type asked for (q4_k)"), std::string::npos) << report->notes[0];
+  EXPECT_NE(report->notes[0].find("in place of the type asked for (q4_k_m)"), std::string::npos) << report->notes[0];
   auto loaded = Engine::load(folder / "q4k.gguf", {});
   EXPECT_TRUE(loaded.ok()) << (loaded.ok() ? "" : loaded.error().message);
 
-  expect_error(Engine::quantise(in, in, DType::kQ8_0, {}), ErrorClass::kUsage, "is the file to be read");
-  expect_error(Engine::quantise(in, folder / "x", DType::kI32, {}), ErrorClass::kUsage, "i32");
+  expect_error(Engine::quantise(in, in, {.type = "q8_0"}), ErrorClass::kUsage, "is the file to be read");
+  expect_error(Engine::quantise(in, folder / "x", {.type = "i32"}), ErrorClass::kUsage, "i32");
+}
+
+// Llama 3.2 1B as Q4_K_M is known to hold 17 Q6_K matrices: the values and down projections of 8 of its 16 layers, and the
+// output.
+TEST(Engine, QuantiseMixesTypesAsLlamaQuantizeDoes) {
+  TemporaryFolder folder;
+  const std::string in = folder / "in.gguf";
+  GgufHeader header;
+  std::vector<std::string> names = {"token_embd.weight", "output.weight"};
+  for (int layer = 0; layer < 16; ++layer) {
+    for (const char* role : {"attn_q", "attn_v", "attn_output", "attn_kv_b", "ffn_down"}) {
+      names.push_back("blk." + std::to_string(layer) + "." + role + ".weight");
+    }
+  }
+  for (const std::string& name : names) ASSERT_TRUE(header.add_tensor(name, DType::kF32, {1, 256}).ok());
+  auto writer = GgufWriter::create(in, std::move(header));
+  ASSERT_TRUE(writer.ok());
+  const std::vector<float> row(256, 0.5f);
+  for (size_t i = 0; i < names.size(); ++i) ASSERT_TRUE(writer->write(std::as_bytes(std::span(row))).ok());
+  ASSERT_TRUE(writer->commit().ok());
+
+  const auto types = [&](const std::string& type, bool pure) {
+    const std::string out = folder / (type + (pure ? "p" : ""));
+    auto report = Engine::quantise(in, out, {.type = type, .pure = pure});
+    EXPECT_TRUE(report.ok()) << report.error().message;
+    std::map<std::string, DType> result;
+    auto file = read_gguf(out);
+    for (const NamedTensor& tensor : file->tensors.tensors()) result[tensor.name] = tensor.view.dtype;
+    return result;
+  };
+  const auto mixed = types("Q4_K_M", false);
+  for (int layer = 0; layer < 16; ++layer) {
+    const bool fine = std::set<int>{0, 1, 4, 7, 10, 13, 14, 15}.contains(layer);
+    const std::string prefix = "blk." + std::to_string(layer) + ".";
+    EXPECT_EQ(mixed.at(prefix + "attn_v.weight"), fine ? DType::kQ6_K : DType::kQ4_K) << layer;
+    EXPECT_EQ(mixed.at(prefix + "ffn_down.weight"), fine ? DType::kQ6_K : DType::kQ4_K) << layer;
+    EXPECT_EQ(mixed.at(prefix + "attn_q.weight"), DType::kQ4_K);
+    EXPECT_EQ(mixed.at(prefix + "attn_kv_b.weight"), DType::kQ8_0);
+  }
+  EXPECT_EQ(mixed.at("output.weight"), DType::kQ6_K);
+  EXPECT_EQ(mixed.at("token_embd.weight"), DType::kQ4_K);
+  EXPECT_EQ(types("q2_k", false).at("blk.3.attn_output.weight"), DType::kQ3_K);
+  EXPECT_EQ(types("q3_k_m", false).at("blk.1.attn_v.weight"), DType::kQ5_K);
+  EXPECT_EQ(types("q3_k_m", false).at("blk.2.attn_v.weight"), DType::kQ4_K);
+  EXPECT_EQ(types("q4_k_m", true).at("blk.0.attn_v.weight"), DType::kQ4_K);
 }
 
 TEST(Engine, QuantisedRowsEqualTheEncodersOwn) {
   TemporaryFolder folder;
   const TinyModel model = TinyModel::make("llama", 6);
   model.write_gguf(folder / "in.gguf");
-  ASSERT_TRUE(Engine::quantise(folder / "in.gguf", folder / "out.gguf", DType::kQ8_0, {}).ok());
+  ASSERT_TRUE(Engine::quantise(folder / "in.gguf", folder / "out.gguf", {.type = "q8_0"}).ok());
   auto in = read_gguf(folder / "in.gguf"), out = read_gguf(folder / "out.gguf");
   const NamedTensor* source = in->tensors.find("blk.1.attn_output.weight");   // [48, 96]
   const NamedTensor* made = out->tensors.find("blk.1.attn_output.weight");
