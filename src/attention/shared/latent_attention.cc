@@ -191,18 +191,15 @@ bool LatentAttention::expands(int64_t rows_of_sequence) const {
 
 int64_t LatentAttention::scratch_bytes(int64_t rows) const {
   const int64_t tile = std::min(rows, kTileRows);
-  const LatentShape shape = kernel_shape(DType::kF32, Isa::kPortable);
+  const ExpandedShape shape = kernel_shape(DType::kF32, Isa::kPortable);
   int64_t bytes = Arena::planned<float>(rows * s_.heads * s_.query_dim()) + Arena::planned<float>(rows * s_.width()) +
                   Arena::planned<float>(rows * s_.query_rank) + Arena::planned<float>(rows * s_.heads * s_.rope_dim) +
                   Arena::planned<float>(rows * s_.heads * s_.value_dim);
   if (s_.form != LatentForm::kExpanded) {
     bytes += Arena::planned<float>(tile * s_.heads * s_.width()) + Arena::planned<float>(tile * s_.heads * s_.rank) +
-             Arena::planned<float>(threads_ * absorbed_scratch_floats(shape));
+             Arena::planned<float>(absorbed_scratch_floats(shape.latent, tile, threads_));
   }
-  if (s_.form != LatentForm::kAbsorbed) {
-    bytes += Arena::planned<float>(kPageRows * s_.width()) + Arena::planned<float>(kPageRows * s_.heads * s_.up_dim()) +
-             Arena::planned<SoftmaxState>(rows * s_.heads);
-  }
+  if (s_.form != LatentForm::kAbsorbed) bytes += Arena::planned<float>(expanded_scratch_floats(shape, rows, threads_));
   return bytes;
 }
 
@@ -259,12 +256,11 @@ LatentAttention::Projected LatentAttention::project(Backend& backend, MatrixView
 void LatentAttention::absorbed(Backend& backend, MatrixView<float> heads, MatrixView<const float> query,
                                std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const {
   const ArenaMark mark(scratch);
-  CHECK(backend.threads() <= threads_) << "a back end of " << backend.threads() << " threads, weights packed for " << threads_;
-  const LatentShape shape = kernel_shape(dtype, backend.isa());
+  const LatentShape shape = kernel_shape(dtype, backend.isa()).latent;
   const int64_t tile = std::min(query.rows, kTileRows);
   const MatrixView<float> inward = scratch.matrix(tile, s_.heads * s_.width());
   const MatrixView<float> summed = scratch.matrix(tile, s_.heads * s_.rank);
-  float* work = scratch.take<float>(threads_ * absorbed_scratch_floats(shape));
+  float* work = scratch.take<float>(absorbed_scratch_floats(shape, tile, backend.threads()));
   for (int64_t begin = 0; begin < query.rows; begin += tile) {
     const int64_t rows = std::min(tile, query.rows - begin);
     const MatrixView<float> q = inward.rows_from(0, rows), sums = summed.rows_from(0, rows);
@@ -287,69 +283,11 @@ void LatentAttention::absorbed(Backend& backend, MatrixView<float> heads, Matrix
   }
 }
 
-// Rows of one sequence: every page is expanded once for all of them, then their own rows.
-void LatentAttention::expanded(Backend& backend, MatrixView<float> heads, MatrixView<const float> query,
-                               std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const {
-  const ArenaMark mark(scratch);
-  const int64_t width = s_.width(), up = s_.up_dim();
-  const LatentShape shape = kernel_shape(dtype, backend.isa());
-  const LatentKernels& kernels = latent_kernels(shape.isa);
-  float* decoded = scratch.take<float>(kPageRows * width);
-  const MatrixView<float> keys_values = scratch.matrix(kPageRows, s_.heads * up);
-  SoftmaxState* states = scratch.take<SoftmaxState>(query.rows * s_.heads);
-  int64_t most = 0;
-  for (int64_t row = 0; row < query.rows; ++row) {
-    std::fill_n(heads.row(row), heads.cols, 0.0f);
-    for (int64_t head = 0; head < s_.heads; ++head) std::construct_at(states + row * s_.heads + head);
-    most = std::max(most, contexts[static_cast<size_t>(row)].rows);
-  }
-  // Query `row` reads `count` rows of the block that begins at `latents` and, expanded, at keys_values row `first`.
-  const auto add_block = [&](int64_t row, int64_t head, const float* latents, int64_t first, int64_t count) {
-    const float* of_head = keys_values.row(first) + head * up;
-    const float* q = query.row(row) + head * s_.query_dim();
-    kernels.attend_block(states[row * s_.heads + head], heads.row(row) + head * s_.value_dim, q, q + s_.nope_dim, s_.scale,
-                         {.key = of_head, .key_stride = keys_values.stride, .key_dim = s_.nope_dim,
-                          .rotary = latents + s_.rank, .rotary_stride = width, .rotary_dim = s_.rope_dim,
-                          .value = of_head + s_.nope_dim, .value_stride = keys_values.stride, .value_dim = s_.value_dim},
-                         count);
-  };
-  const auto expand = [&](const float* latents, int64_t count) {
-    backend.matmul(keys_values.rows_from(0, count), *latent_up_, {latents, count, s_.rank, width});
-  };
-  for (int64_t first = 0; first < most; first += kPageRows) {
-    const int64_t count = std::min(kPageRows, most - first);
-    const std::byte* page = contexts[0].pages[static_cast<size_t>(first / kPageRows)];
-    // Always a whole page, whose unwritten rows nobody reads: products of one shape need no new memory in the back end.
-    const float* latents = latent_rows(page, shape, kPageRows, decoded);
-    expand(latents, kPageRows);
-    backend.pool().parallel_for(query.rows, [&](int64_t row) {
-      const int64_t seen = std::min(count, contexts[static_cast<size_t>(row)].rows - first);
-      for (int64_t head = 0; seen > 0 && head < s_.heads; ++head) add_block(row, head, latents, 0, seen);
-    });
-  }
-  for (int64_t begin = 0; begin < query.rows; begin += kPageRows) {
-    const int64_t count = std::min(kPageRows, query.rows - begin);
-    if (contexts[0].own != nullptr) {
-      for (int64_t row = 0; row < count; ++row) {
-        std::copy_n(contexts[static_cast<size_t>(begin + row)].own, width, decoded + row * width);
-      }
-      expand(decoded, count);
-    }
-    backend.pool().parallel_for(count, [&](int64_t i) {
-      const int64_t row = begin + i;
-      for (int64_t head = 0; head < s_.heads; ++head) {
-        if (contexts[0].own != nullptr) add_block(row, head, decoded + i * width, i, 1);
-        float* sum = heads.row(row) + head * s_.value_dim;
-        for (int64_t c = 0; c < s_.value_dim; ++c) sum[c] /= states[row * s_.heads + head].sum;
-      }
-    });
-  }
-}
-
 void LatentAttention::attend(Backend& backend, MatrixView<float> out, MatrixView<const float> query,
                              std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const {
   const ArenaMark mark(scratch);
   CHECK(static_cast<int64_t>(contexts.size()) == query.rows) << contexts.size() << " contexts of " << query.rows << " rows";
+  CHECK(backend.threads() <= threads_) << "a back end of " << backend.threads() << " threads, weights packed for " << threads_;
   const MatrixView<float> heads = scratch.matrix(query.rows, s_.heads * s_.value_dim);
   for (int64_t begin = 0; begin < query.rows;) {
     const LatentContext& first = contexts[static_cast<size_t>(begin)];
@@ -363,7 +301,10 @@ void LatentAttention::attend(Backend& backend, MatrixView<float> out, MatrixView
     const MatrixView<float> to = heads.rows_from(begin, end - begin);
     const MatrixView<const float> from = query.rows_from(begin, end - begin);
     if (first.expand) {
-      expanded(backend, to, from, part, dtype, scratch);
+      const ArenaMark inner(scratch);
+      const ExpandedShape shape = kernel_shape(dtype, backend.isa());
+      float* work = scratch.take<float>(expanded_scratch_floats(shape, to.rows, backend.threads()));
+      attend_expanded(backend, to, from, part, *latent_up_, shape, work);
     } else {
       absorbed(backend, to, from, part, dtype, scratch);
     }

@@ -29,6 +29,7 @@
 #include <vector>
 
 #include "attention/attention.h"
+#include "attention/shared/latent_expanded.h"
 #include "attention/shared/latent_kernel.h"
 #include "attention/shared/rope_frequencies.h"
 
@@ -93,10 +94,10 @@ class LatentAttention {
   void rotate_queries(Backend& backend, MatrixView<float> query, std::span<const int64_t> positions, Arena& scratch) const;
   void absorbed(Backend& backend, MatrixView<float> heads, MatrixView<const float> query,
                 std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const;
-  void expanded(Backend& backend, MatrixView<float> heads, MatrixView<const float> query,
-                std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const;
-  LatentShape kernel_shape(DType dtype, Isa isa) const {
-    return {.dtype = dtype, .heads = s_.heads, .rank = s_.rank, .rope_dim = s_.rope_dim, .scale = s_.scale, .isa = isa};
+  ExpandedShape kernel_shape(DType dtype, Isa isa) const {
+    return {.latent = {.dtype = dtype, .heads = s_.heads, .rank = s_.rank, .rope_dim = s_.rope_dim, .scale = s_.scale, .isa = isa},
+            .nope_dim = s_.nope_dim,
+            .value_dim = s_.value_dim};
   }
 
   LatentSettings s_;

@@ -1,74 +1,228 @@
 #include "attention/shared/latent_kernel.h"
 
 #include <algorithm>
-#include <memory>
+#include <limits>
 
 #include "base/check.h"
+#include "ops/kernels/attention_kernels.h"
 #include "ops/kv_cache.h"
 #include "tensor/quant_blocks.h"
 
 namespace quipu {
 namespace {
 
-constexpr int64_t kQueryBlock = 4;     // query rows that share a decoded page
+constexpr int64_t kSegmentPages = 4;
+constexpr int64_t kSegmentRows = kSegmentPages * kPageRows;
+constexpr int64_t kBlockQueries = 64;       // query rows (token, head) that meet a widened page together
+constexpr int64_t kSlotsPerThread = 8;      // partial results of kBlockQueries queries that are kept at once
+constexpr int64_t kFoldQueries = 4;         // queries a folding task takes
 
-// One thread's scratch.
-struct Workspace {
-  float* page;            // [64 * width]
-  SoftmaxState* states;   // [kQueryBlock * heads]
+int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }   // no cache line of two threads
+
+// Rows of one sequence with all heads, or some heads of one row: queries that lie side by side.
+struct Block {
+  int64_t first_row = 0, rows = 0;
+  int64_t first_head = 0, heads = 0;
+  int64_t segments = 0;
+  int64_t first_task = 0;    // of all blocks' segments, in order
+  int64_t queries() const { return rows * heads; }
 };
 
-Workspace workspace_of(const LatentShape& shape, float* scratch, int worker) {
-  float* mine = scratch + worker * absorbed_scratch_floats(shape);
-  return {mine, reinterpret_cast<SoftmaxState*>(mine + kPageRows * shape.width())};
-}
-
-// A task: rows [begin, end) of one sequence, heads [first_head, last_head).
-struct Task {
-  int64_t begin, end, first_head, last_head;
+// Running-softmax results of a block's queries over some rows.
+struct Partial {
+  float* out = nullptr;      // [queries][rank]
+  float* maximum = nullptr;  // [queries]
+  float* total = nullptr;
 };
 
-void run_task(const Task& task, MatrixView<float> out, MatrixView<const float> query,
-              std::span<const LatentContext> contexts, const LatentShape& s, const Workspace& work) {
-  const int64_t width = s.width();
-  const LatentKernels& kernels = latent_kernels(s.isa);
-  const auto block_of = [&](const float* rows) {
-    return LatentBlock{.key = rows, .key_stride = width, .key_dim = width, .value = rows, .value_stride = width,
-                       .value_dim = s.rank};
-  };
-  const auto state_of = [&](int64_t row, int64_t head) -> SoftmaxState& {
-    return work.states[(row - task.begin) * s.heads + head];
-  };
-  const auto attend = [&](int64_t row, const float* rows, int64_t count) {
-    for (int64_t head = task.first_head; head < task.last_head; ++head) {
-      kernels.attend_block(state_of(row, head), out.row(row) + head * s.rank, query.row(row) + head * width, nullptr,
-                           s.scale, block_of(rows), count);
-    }
-  };
-  int64_t most = 0;
-  for (int64_t row = task.begin; row < task.end; ++row) {
-    most = std::max(most, contexts[static_cast<size_t>(row)].rows);
-    std::fill(out.row(row) + task.first_head * s.rank, out.row(row) + task.last_head * s.rank, 0.0f);
-    for (int64_t head = task.first_head; head < task.last_head; ++head) std::construct_at(&state_of(row, head));
+class AbsorbedAttention {
+ public:
+  AbsorbedAttention(ThreadPool& pool, MatrixView<float> out, MatrixView<const float> query,
+                    std::span<const LatentContext> contexts, const LatentShape& shape, float* scratch)
+      : pool_(pool), kernels_(attention_kernels(shape.isa)), out_(out), query_(query), contexts_(contexts), s_(shape) {
+    blocks_ = reinterpret_cast<Block*>(scratch);
+    scratch += whole_lines(most_blocks(s_, out.rows) * static_cast<int64_t>(sizeof(Block) / sizeof(float)));
+    maximum_ = scratch;
+    scratch += whole_lines(out.rows * s_.heads);
+    total_ = scratch;
+    scratch += whole_lines(out.rows * s_.heads);
+    slots_ = scratch;
+    scratch += slot_floats(s_, pool.threads());
+    workers_ = scratch;
   }
-  const std::span<std::byte* const> pages = contexts[static_cast<size_t>(task.begin)].pages;
-  for (int64_t first = 0; first < most; first += kPageRows) {
-    const float* rows = latent_rows(pages[static_cast<size_t>(first / kPageRows)], s, std::min(kPageRows, most - first),
-                                    work.page);
-    for (int64_t row = task.begin; row < task.end; ++row) {
-      const int64_t seen = std::min(kPageRows, contexts[static_cast<size_t>(row)].rows - first);
-      if (seen > 0) attend(row, rows, seen);
-    }
+  static int64_t scratch_floats(const LatentShape& s, int64_t rows, int threads) {
+    static_assert(sizeof(Block) % sizeof(float) == 0);
+    return whole_lines(most_blocks(s, rows) * static_cast<int64_t>(sizeof(Block) / sizeof(float))) +
+           2 * whole_lines(rows * s.heads) + slot_floats(s, threads) + threads * worker_floats(s);
   }
-  for (int64_t row = task.begin; row < task.end; ++row) {
-    const float* own = contexts[static_cast<size_t>(row)].own;
-    if (own != nullptr) attend(row, own, 1);
-    for (int64_t head = task.first_head; head < task.last_head; ++head) {
-      const float share = 1.0f / state_of(row, head).sum;
-      for (int64_t c = 0; c < s.rank; ++c) out.row(row)[head * s.rank + c] *= share;
+
+  void run() {
+    make_blocks();
+    const int64_t capacity = slot_floats(s_, pool_.threads());
+    // As many partial results as there is room for, then their folding: the order of each block's segments is kept.
+    for (int64_t begin = 0; begin < tasks_;) {
+      int64_t end = begin, used = 0;
+      while (end < tasks_ && used + partial_floats(blocks_[block_of(end)].queries()) <= capacity) {
+        used += partial_floats(blocks_[block_of(end)].queries());
+        ++end;
+      }
+      run_segments(begin, end);
+      fold(begin, end);
+      begin = end;
     }
   }
-}
+
+ private:
+  static int64_t block_heads(const LatentShape& s) { return std::min(s.heads, kBlockQueries); }
+  static int64_t most_blocks(const LatentShape& s, int64_t rows) {
+    return rows * ((s.heads + block_heads(s) - 1) / block_heads(s));
+  }
+  int64_t partial_floats(int64_t queries) const { return whole_lines(queries * (s_.rank + 2)); }
+  static int64_t slot_floats(const LatentShape& s, int threads) {
+    return kSlotsPerThread * threads * whole_lines(kBlockQueries * (s.rank + 2));
+  }
+  static int64_t worker_floats(const LatentShape& s) {
+    return whole_lines(kPageRows * s.width()) + kBlockQueries * kPageRows + 3 * kBlockQueries;
+  }
+
+  void make_blocks() {
+    const int64_t group = block_heads(s_);
+    const int64_t most_rows = std::max<int64_t>(1, kBlockQueries / group);
+    for (int64_t row = 0; row < out_.rows;) {
+      int64_t end = row + 1;   // rows of the same sequence share its pages
+      while (group == s_.heads && end < out_.rows && end - row < most_rows && pages(end) == pages(row)) ++end;
+      int64_t most = 0;
+      for (int64_t i = row; i < end; ++i) most = std::max(most, contexts_[static_cast<size_t>(i)].rows);
+      for (int64_t head = 0; head < s_.heads; head += group) {
+        Block& block = blocks_[count_++];
+        block = {.first_row = row,
+                 .rows = end - row,
+                 .first_head = head,
+                 .heads = std::min(group, s_.heads - head),
+                 .segments = std::max<int64_t>(1, (most + kSegmentRows - 1) / kSegmentRows),
+                 .first_task = tasks_};
+        tasks_ += block.segments;
+      }
+      row = end;
+    }
+  }
+  std::byte* const* pages(int64_t row) const { return contexts_[static_cast<size_t>(row)].pages.data(); }
+  int64_t block_of(int64_t task) const {
+    const Block* after = std::upper_bound(blocks_, blocks_ + count_, task,
+                                          [](int64_t wanted, const Block& block) { return wanted < block.first_task; });
+    return after - blocks_ - 1;
+  }
+
+  // Partial results of tasks [begin, end) lie one after the other.
+  Partial partial_of(int64_t begin, int64_t task) const {
+    int64_t offset = 0;
+    int64_t index = block_of(begin);
+    for (int64_t at = begin; at < task;) {
+      const Block& block = blocks_[index++];
+      const int64_t tasks = std::min(block.first_task + block.segments, task) - at;
+      offset += tasks * partial_floats(block.queries());
+      at += tasks;
+    }
+    const int64_t queries = blocks_[block_of(task)].queries();
+    float* base = slots_ + offset;
+    return {base, base + queries * s_.rank, base + queries * (s_.rank + 1)};
+  }
+  Partial whole_of(const Block& block) const {
+    const int64_t query = block.first_row * s_.heads + block.first_head;
+    return {out_.data + query * s_.rank, maximum_ + query, total_ + query};
+  }
+  void clear(const Partial& partial, int64_t queries) const {
+    std::fill_n(partial.out, queries * s_.rank, 0.0f);
+    std::fill_n(partial.maximum, queries, -std::numeric_limits<float>::infinity());
+    std::fill_n(partial.total, queries, 0.0f);
+  }
+
+  void run_segments(int64_t begin, int64_t end) {
+    pool_.parallel_for_worker(end - begin, [&](int64_t index, int worker) {
+      const Block& block = blocks_[block_of(begin + index)];
+      run_segment(block, begin + index - block.first_task, partial_of(begin, begin + index), worker);
+    });
+  }
+
+  void run_segment(const Block& block, int64_t segment, const Partial& partial, int worker) const {
+    float* page = workers_ + worker * worker_floats(s_);
+    float* scores = page + whole_lines(kPageRows * s_.width());
+    float* rescale = scores + kBlockQueries * kPageRows;
+    int32_t* first_key = reinterpret_cast<int32_t*>(rescale + kBlockQueries);
+    int32_t* last_key = first_key + kBlockQueries;
+    const int64_t queries = block.queries();
+    const RowBlock q{query_.row(block.first_row) + block.first_head * s_.width(), s_.width(), s_.width(), queries};
+    clear(partial, queries);
+    std::fill_n(first_key, queries, 0);
+    for (int64_t first = segment * kSegmentRows; first < (segment + 1) * kSegmentRows; first += kPageRows) {
+      int64_t count = 0;
+      for (int64_t i = 0; i < queries; ++i) {
+        const int64_t rows = contexts_[static_cast<size_t>(block.first_row + i / block.heads)].rows;
+        last_key[i] = static_cast<int32_t>(std::clamp<int64_t>(rows - first, 0, kPageRows));
+        count = std::max<int64_t>(count, last_key[i]);
+      }
+      if (count == 0) return;
+      const std::byte* bytes = contexts_[static_cast<size_t>(block.first_row)].pages[static_cast<size_t>(first / kPageRows)];
+      const float* rows = latent_rows(bytes, s_, count, page);
+      kernels_.row_scores(scores, q, {rows, s_.width(), s_.width(), count});
+      kernels_.softmax_page(scores, partial.maximum, partial.total, rescale, first_key, last_key, queries, s_.scale, 0.0f);
+      kernels_.row_values({partial.out, s_.rank, queries}, scores, rescale, {rows, s_.width(), s_.rank, count});
+    }
+  }
+
+  void fold(int64_t begin, int64_t end) {
+    const int64_t first_block = block_of(begin);
+    const int64_t folded = block_of(end - 1) - first_block + 1;
+    constexpr int64_t kPieces = kBlockQueries / kFoldQueries;
+    pool_.parallel_for(folded * kPieces, [&](int64_t index) {
+      const Block& block = blocks_[first_block + index / kPieces];
+      const int64_t first = index % kPieces * kFoldQueries;
+      const int64_t queries = std::min(kFoldQueries, block.queries() - first);
+      if (queries <= 0) return;
+      const auto from = [&](const Partial& p) { return Partial{p.out + first * s_.rank, p.maximum + first, p.total + first}; };
+      const Partial whole = from(whole_of(block));
+      if (block.first_task >= begin) clear(whole, queries);
+      const int64_t last = std::min(end, block.first_task + block.segments);
+      for (int64_t task = std::max(begin, block.first_task); task < last; ++task) {
+        const Partial part = from(partial_of(begin, task));
+        kernels_.merge_partial(whole.out, whole.maximum, whole.total, part.out, part.maximum, part.total, queries, s_.rank);
+      }
+      if (last == block.first_task + block.segments) finish(block, whole, first, queries);
+    });
+  }
+
+  // The row's own key, if it has one, and the division.
+  void finish(const Block& block, const Partial& whole, int64_t first, int64_t queries) const {
+    for (int64_t i = 0; i < queries; ++i) {
+      const int64_t row = block.first_row + (first + i) / block.heads;
+      const int64_t head = block.first_head + (first + i) % block.heads;
+      const float* own = contexts_[static_cast<size_t>(row)].own;
+      float* sum = whole.out + i * s_.rank;
+      if (own != nullptr) {
+        alignas(64) float scores[kPageRows];
+        float rescale = 1.0f;
+        const int32_t none = 0, one = 1;
+        const int64_t width = s_.width();
+        kernels_.row_scores(scores, {query_.row(row) + head * width, width, width, 1}, {own, width, width, 1});
+        kernels_.softmax_page(scores, whole.maximum + i, whole.total + i, &rescale, &none, &one, 1, s_.scale, 0.0f);
+        kernels_.row_values({sum, s_.rank, 1}, scores, &rescale, {own, width, s_.rank, 1});
+      }
+      const float share = 1.0f / whole.total[i];
+      for (int64_t c = 0; c < s_.rank; ++c) sum[c] *= share;
+    }
+  }
+
+  ThreadPool& pool_;
+  const AttentionKernels& kernels_;
+  MatrixView<float> out_;
+  MatrixView<const float> query_;
+  std::span<const LatentContext> contexts_;
+  const LatentShape& s_;
+  Block* blocks_ = nullptr;
+  int64_t count_ = 0, tasks_ = 0;
+  float *maximum_ = nullptr, *total_ = nullptr;   // of the running results, which are out_ itself
+  float *slots_ = nullptr, *workers_ = nullptr;
+};
 
 }  // namespace
 
@@ -77,44 +231,22 @@ void store_latent_row(std::byte* page, DType dtype, int64_t width, int64_t row, 
 }
 
 const float* latent_rows(const std::byte* page, const LatentShape& shape, int64_t count, float* buffer) {
-  const int64_t width = shape.width();
-  const LatentKernels& kernels = latent_kernels(shape.isa);
-  switch (shape.dtype) {
-    case DType::kF32: return reinterpret_cast<const float*>(page);
-    case DType::kF16: kernels.decode_f16(buffer, page, count * width); return buffer;
-    case DType::kBF16: kernels.decode_bf16(buffer, page, count * width); return buffer;
-    default: dequantise_row(buffer, shape.dtype, page, count * width); return buffer;   // rows are whole blocks
-  }
+  if (shape.dtype == DType::kF32) return reinterpret_cast<const float*>(page);
+  attention_kernels(shape.isa).widen_run(buffer, page, shape.dtype, count * shape.width());   // rows are whole blocks
+  return buffer;
 }
 
-int64_t absorbed_scratch_floats(const LatentShape& shape) {
-  static_assert(sizeof(SoftmaxState) == 2 * sizeof(float));
-  return (kPageRows * shape.width() + 2 * kQueryBlock * shape.heads + 15) / 16 * 16;   // no cache line of two threads
+int64_t absorbed_scratch_floats(const LatentShape& shape, int64_t rows, int threads) {
+  return AbsorbedAttention::scratch_floats(shape, rows, threads);
 }
 
 void attend_absorbed(ThreadPool& pool, MatrixView<float> out, MatrixView<const float> query,
                      std::span<const LatentContext> contexts, const LatentShape& shape, float* scratch) {
   CHECK(out.rows == query.rows && static_cast<int64_t>(contexts.size()) == out.rows &&
         out.cols == shape.heads * shape.rank && query.cols == shape.heads * shape.width());
-  const int64_t blocks = (out.rows + kQueryBlock - 1) / kQueryBlock;
-  if (blocks == 0) return;
-  // Heads are independent: how they are grouped changes who computes what, not the result.
-  const int64_t wanted = pool.threads() == 1 ? 1 : (4 * pool.threads() + blocks - 1) / blocks;
-  const int64_t group = (shape.heads + std::min(wanted, shape.heads) - 1) / std::min(wanted, shape.heads);
-  const int64_t groups = (shape.heads + group - 1) / group;
-  pool.parallel_for_worker(blocks * groups, [&](int64_t index, int worker) {
-    const Workspace work = workspace_of(shape, scratch, worker);
-    const int64_t first_head = index % groups * group;
-    const int64_t end = std::min(out.rows, (index / groups + 1) * kQueryBlock);
-    for (int64_t begin = index / groups * kQueryBlock; begin < end;) {
-      int64_t stop = begin + 1;   // rows of the same sequence share its pages
-      while (stop < end && contexts[static_cast<size_t>(stop)].pages.data() == contexts[static_cast<size_t>(begin)].pages.data()) {
-        ++stop;
-      }
-      run_task({begin, stop, first_head, std::min(shape.heads, first_head + group)}, out, query, contexts, shape, work);
-      begin = stop;
-    }
-  });
+  CHECK(out.stride == out.cols && query.stride == query.cols) << "rows with gaps";
+  if (out.rows == 0) return;
+  AbsorbedAttention(pool, out, query, contexts, shape, scratch).run();
 }
 
 }  // namespace quipu

@@ -1,10 +1,13 @@
-// The inner loops of attention over latent rows: one page of rows for one head of one query at a time, with a running
-// softmax. A fused kernel replaces attend_absorbed(); nothing above it changes.
+// Attention over latent rows in the absorbed form: every cached row is widened once and meets all heads of all query rows
+// that share it, as a product of matrices.
+//
+// Rows are taken in segments of kSegmentPages pages. A segment's partial result starts from nothing and is then folded into
+// the running one, segment by segment, whichever thread computed it: results depend neither on threads, nor on the batch,
+// nor on how a prompt was cut.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <span>
 
 #include "base/cpu_features.h"
@@ -26,33 +29,6 @@ struct LatentContext {
   bool expand = false;             // expanded form instead of the absorbed one
 };
 
-struct SoftmaxState {
-  float largest = -std::numeric_limits<float>::infinity();
-  float sum = 0.0f;
-};
-
-// Keys in two parts and their values, row j at data + j * stride.
-struct LatentBlock {
-  const float* key = nullptr;        // [key_dim]
-  int64_t key_stride = 0, key_dim = 0;
-  const float* rotary = nullptr;     // [rotary_dim], 0 when the key holds it already
-  int64_t rotary_stride = 0, rotary_dim = 0;
-  const float* value = nullptr;      // [value_dim]
-  int64_t value_stride = 0, value_dim = 0;
-};
-
-// The arithmetic, once for each instruction set.
-struct LatentKernels {
-  // Adds the first `rows` (<= 64) rows of the block to the running softmax of one query head: sum [value_dim] is kept
-  // scaled to state.largest. The result depends on the query, the rows and their order only.   [Milakov & Gimelshein 2018]
-  void (*attend_block)(SoftmaxState& state, float* sum, const float* query, const float* rotary_query, float scale,
-                       const LatentBlock& block, int64_t rows);
-  // n numbers of that type as floats, exactly.
-  void (*decode_f16)(float* out, const std::byte* in, int64_t n);
-  void (*decode_bf16)(float* out, const std::byte* in, int64_t n);
-};
-const LatentKernels& latent_kernels(Isa isa);
-
 struct LatentShape {
   DType dtype = DType::kF16;
   int64_t heads = 0, rank = 0, rope_dim = 0;
@@ -61,13 +37,14 @@ struct LatentShape {
   int64_t width() const { return rank + rope_dim; }
 };
 
-// Rows [0, count) of a page as floats: the page itself when it holds f32, else decoded into `buffer` [count * width].
+// Rows [0, count) of a page as floats: the page itself when it holds f32, else widened into `buffer` [count * width].
 const float* latent_rows(const std::byte* page, const LatentShape& shape, int64_t count, float* buffer);
 
-// Floats of scratch attend_absorbed takes for each thread of the pool.
-int64_t absorbed_scratch_floats(const LatentShape& shape);
-// out [n, heads * rank] = softmax(scale * query row^T) latent, per head, for n rows with their contexts;
-// query [n, heads * width]: per head the absorbed query, then the rotated one. scratch: threads * absorbed_scratch_floats().
+// Floats of scratch attend_absorbed takes for that many rows on that many threads.
+int64_t absorbed_scratch_floats(const LatentShape& shape, int64_t rows, int threads);
+// out [n, heads * rank] = softmax(scale * query row^T) latent, per head, for n rows with their contexts; query
+// [n, heads * width]: per head the absorbed query, then the rotated one. Both without gaps between rows.
+// scratch: absorbed_scratch_floats(), aligned to 64.
 void attend_absorbed(ThreadPool& pool, MatrixView<float> out, MatrixView<const float> query,
                      std::span<const LatentContext> contexts, const LatentShape& shape, float* scratch);
 

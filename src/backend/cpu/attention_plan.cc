@@ -132,27 +132,27 @@ void AttentionPlan::run_page(Worker& worker, const Block& block, int64_t page, c
   }
   const bool widen = block.rows >= kWidenRows && dtype_ != DType::kF32;
   if (dtype_ == DType::kQ8_0) {
-    kernels_.page_scores_q8(worker.scores, worker.q_codes, worker.q_scales, worker.q_sums, block.rows, keys);
+    attention_.page_scores_q8(worker.scores, worker.q_codes, worker.q_scales, worker.q_sums, block.rows, keys);
   } else {
     if (widen) {
-      kernels_.widen_key_page(worker.keys, keys);
+      attention_.widen_key_page(worker.keys, keys);
       keys = {.bytes = reinterpret_cast<const std::byte*>(worker.keys), .dtype = DType::kF32, .dim = key_dim_};
     }
-    kernels_.page_scores(worker.scores, worker.q, block.rows, keys);
+    attention_.page_scores(worker.scores, worker.q, block.rows, keys);
   }
-  kernels_.softmax_page(worker.scores, partial.maximum, partial.total, worker.rescale, worker.first, worker.last, block.rows,
+  attention_.softmax_page(worker.scores, partial.maximum, partial.total, worker.rescale, worker.first, worker.last, block.rows,
                         options_.scale, options_.logit_softcap);
   if (value_stride_ != value_dim_) {
     for (int64_t row = 0; row < kPageRows; ++row) {
       load_value_row(worker.values + row * value_stride_, dtype_, values.bytes, value_dim_, row);
     }
   } else if (widen) {
-    kernels_.widen_value_page(worker.values, values);
+    attention_.widen_value_page(worker.values, values);
   }
   if (widen || value_stride_ != value_dim_) {
     values = {.bytes = reinterpret_cast<const std::byte*>(worker.values), .dtype = DType::kF32, .dim = value_stride_};
   }
-  kernels_.page_values(partial.out, worker.scores, worker.rescale, block.rows, values, keys_seen);
+  attention_.page_values(partial.out, worker.scores, worker.rescale, block.rows, values, keys_seen);
 }
 
 void AttentionPlan::run_segment(Worker& worker, const Block& block, int64_t segment, const Partial& partial) const {
@@ -179,7 +179,7 @@ void AttentionPlan::run_whole_blocks(MatrixView<float> out, MatrixView<const flo
     clear(worker.whole, block.rows);
     for (int64_t segment = block.page_begin / kSegmentPages; segment * kSegmentPages < block.page_end; ++segment) {
       run_segment(worker, block, segment, worker.part);
-      kernels_.merge_partial(worker.whole.out, worker.whole.maximum, worker.whole.total, worker.part.out,
+      attention_.merge_partial(worker.whole.out, worker.whole.maximum, worker.whole.total, worker.part.out,
                              worker.part.maximum, worker.part.total, block.rows, value_stride_);
     }
     finish(block, worker.whole, out);
@@ -223,7 +223,7 @@ void AttentionPlan::run_split_segments(MatrixView<float> out, MatrixView<const f
     clear(whole, block.rows);
     for (int64_t step = 0; step < block.segments(); ++step) {
       const Partial part = split_partial(block, block.page_begin / kSegmentPages + step);
-      kernels_.merge_partial(whole.out, whole.maximum, whole.total, part.out, part.maximum, part.total, block.rows,
+      attention_.merge_partial(whole.out, whole.maximum, whole.total, part.out, part.maximum, part.total, block.rows,
                              value_stride_);
     }
     finish(block, whole, out);

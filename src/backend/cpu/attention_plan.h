@@ -10,12 +10,14 @@
 
 #include "backend/cpu/kernels/kernels.h"
 #include "ops/backend.h"
+#include "ops/kernels/attention_kernels.h"
 
 namespace quipu::cpu {
 
 class AttentionPlan {
  public:
-  AttentionPlan(const KernelTable& kernels, ThreadPool& pool) : kernels_(kernels), pool_(pool) {}
+  AttentionPlan(const KernelTable& kernels, const AttentionKernels& attention, ThreadPool& pool)
+      : kernels_(kernels), attention_(attention), pool_(pool) {}
   // See Backend::attend.
   void run(MatrixView<float> out, MatrixView<const float> q, std::span<const AttendSlice> slices,
            const AttendOptions& options);
@@ -67,6 +69,7 @@ class AttentionPlan {
   Partial split_partial(const Block& block, int64_t segment) const;
 
   const KernelTable& kernels_;
+  const AttentionKernels& attention_;
   ThreadPool& pool_;
   AttendOptions options_;
   DType dtype_ = DType::kF16;

@@ -74,7 +74,7 @@ class CpuBackend final : public Backend {
         isa_(options.isa),
         kernels_(kernels_of(options.isa, options.activations)),
         matmul_(kernels_, pool()),
-        attention_(kernels_, pool()) {}
+        attention_(kernels_, attention_kernels(options.isa), pool()) {}
 
   std::string name() const override { return "cpu " + std::string(isa_name(isa_)); }
   Isa isa() const override { return isa_; }

@@ -36,9 +36,9 @@
 namespace quipu::cpu {
 namespace {
 
-#include "backend/cpu/kernels/simd_avx512.h"
+#include "ops/kernels/simd_avx512.h"
 
-#include "backend/cpu/kernels/math_body.h"
+#include "ops/kernels/math_body.h"
 
 #include "backend/cpu/kernels/panel_body.h"
 

@@ -1,29 +1,15 @@
 // The kernels of one instruction set, as a table of function pointers. Each table is filled in its own source file, in a
 // target region with internal linkage, so that no inline function compiled for AVX-512 can be linked into portable code.
 //
-// One body serves all sets: kernels/*_body.h is written against the 16-lane vectors of simd_<isa>.h and included once per
-// set. Results may differ between sets in the last bits; within a set they depend on a row's own data only.
+// One body serves all sets: kernels/*_body.h is written against the 16-lane vectors of ops/kernels/simd_<isa>.h and included
+// once per set. Results may differ between sets in the last bits; within a set they depend on a row's own data only.
 #pragma once
 
 #include <cstdint>
 
 #include "backend/cpu/panel_format.h"
+#include "ops/kernels/inlining.h"
 #include "tensor/dtype.h"
-
-// On a kernel, inlines everything it calls, so that register tiles stay in registers. Under sanitizers the instrumented
-// code would take minutes to compile, so there the pieces stay functions.
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define __SANITIZE_ADDRESS__ 1
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__)
-#define QUIPU_KERNEL
-#define QUIPU_KERNEL_INLINE
-#else
-#define QUIPU_KERNEL [[gnu::flatten]]
-#define QUIPU_KERNEL_INLINE [[gnu::always_inline]]
-#endif
 
 namespace quipu::cpu {
 
@@ -76,13 +62,6 @@ struct OutputTile {
   const float* bias = nullptr;         // [panels * 16] valid lanes only, or null
 };
 
-// Keys or values of one head's page as attention reads them.
-struct HeadPage {
-  const std::byte* bytes = nullptr;
-  DType dtype = DType::kF16;
-  int64_t dim = 0;
-};
-
 struct KernelTable {
   const char* name;
 
@@ -116,28 +95,6 @@ struct KernelTable {
   void (*paired_gemv)(float* y, const std::byte* panel, int64_t panels, int64_t blocks, const uint16_t* x);
   void (*paired_tile)(const OutputTile& out, const PairedProduct& product);
   bool pairs_bf16() const { return paired_tile != nullptr; }
-
-  // --- attention ----------------------------------------------------------------------------------------------------
-  // Widens a key page to float [dim][64] and a value page to float [64][dim].
-  void (*widen_key_page)(float* out, const HeadPage& page);
-  void (*widen_value_page)(float* out, const HeadPage& page);
-  // scores[r][64] = q[r] . key for `rows` rows; q rows are `dim` floats apart. Plain page or widened floats (kF32).
-  void (*page_scores)(float* scores, const float* q, int64_t rows, const HeadPage& keys);
-  // The same for q8_0 pages, with q rounded to int8 like quantise_row: codes [rows][dim], scales [rows][dim/32], sums
-  // [rows][dim/16].
-  void (*page_scores_q8)(float* scores, const int8_t* q_codes, const float* q_scales, const int32_t* q_sums,
-                         int64_t rows, const HeadPage& keys);
-  // One running-softmax step over a page: scores [rows][64] become probabilities relative to the new maximum; `first`
-  // and `last` bound the visible keys of each row (first[r] <= key < last[r]); maximum, total [rows] are updated and
-  // rescale[r] gets exp(old maximum - new maximum).
-  void (*softmax_page)(float* scores, float* maximum, float* total, float* rescale, const int32_t* first,
-                       const int32_t* last, int64_t rows, float scale, float softcap);
-  // out[r] = rescale[r] * out[r] + p[r] . values over the page's first `keys` values; out rows are `dim` floats apart.
-  // Later rows of a page may hold anything, NaN included, and are not read.
-  void (*page_values)(float* out, const float* p, const float* rescale, int64_t rows, const HeadPage& values, int64_t keys);
-  // Folds a segment's partial result (maximum, total, out) into the running one, row by row.
-  void (*merge_partial)(float* out, float* maximum, float* total, const float* part, const float* part_maximum,
-                        const float* part_total, int64_t rows, int64_t dim);
 
   // --- rows ---------------------------------------------------------------------------------------------------------
   void (*rms_norm_row)(float* out, const float* x, const float* weight, int64_t n, float epsilon);

@@ -177,13 +177,6 @@ void quantise_row(int8_t* codes, float* scales, int32_t* sums16, const float* x,
 
 // ---- float weights ------------------------------------------------------------------------------------------------
 
-template <DType D>
-inline F32 load_float16_lanes(const std::byte* p) {
-  if constexpr (D == DType::kF32) return f_load(reinterpret_cast<const float*>(p));
-  if constexpr (D == DType::kF16) return f_load_f16(p);
-  if constexpr (D == DType::kBF16) return f_load_bf16(p);
-}
-
 template <DType D, int T, int P>
 QUIPU_KERNEL_INLINE inline void float_tile_sums(F32 (&sum)[P][T], const std::byte* panel, int64_t cols, const float* x) {
   constexpr int kRowBytes = D == DType::kF32 ? 64 : 32;
@@ -191,21 +184,11 @@ QUIPU_KERNEL_INLINE inline void float_tile_sums(F32 (&sum)[P][T], const std::byt
   const int64_t panel_bytes = cols * kRowBytes;
   for (int64_t k = 0; k < cols; ++k) {
     F32 w[P];
-    repeat<P>([&](auto p) { w[p] = load_float16_lanes<D>(panel + p * panel_bytes + k * kRowBytes); });
+    repeat<P>([&](auto p) { w[p] = f_load_as<D>(panel + p * panel_bytes + k * kRowBytes); });
     repeat<T>([&](auto t) {
       const F32 value = f_set1(x[k * T + t]);
       repeat<P>([&](auto p) { sum[p][t] = f_fma(w[p], value, sum[p][t]); });
     });
-  }
-}
-
-// Calls action.template operator()<D>() for a float dtype.
-template <class Action>
-void for_float(DType dtype, const Action& action) {
-  switch (dtype) {
-    case DType::kF32: return action.template operator()<DType::kF32>();
-    case DType::kF16: return action.template operator()<DType::kF16>();
-    default: return action.template operator()<DType::kBF16>();
   }
 }
 

@@ -10,15 +10,13 @@
 namespace quipu::cpu {
 namespace {
 
-#include "backend/cpu/kernels/simd_portable.h"
+#include "ops/kernels/simd_portable.h"
 
-#include "backend/cpu/kernels/math_body.h"
+#include "ops/kernels/math_body.h"
 
 #include "backend/cpu/kernels/panel_body.h"
 
 #include "backend/cpu/kernels/matmul_body.h"
-
-#include "backend/cpu/kernels/attention_body.h"
 
 #include "backend/cpu/kernels/rows_body.h"
 

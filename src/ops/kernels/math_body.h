@@ -1,4 +1,4 @@
-// Unrolling and elementary functions on 16 lanes. Included after simd_<isa>.h.
+// Unrolling, loads by dtype and elementary functions on 16 lanes. Included after simd_<isa>.h.
 
 // Calls body(0), ..., body(N - 1) with constant arguments. A loop over a register tile must be written this way: GCC
 // decides which arrays live in registers before it unrolls loops, and stores the tile to the stack otherwise. Callers are
@@ -39,4 +39,22 @@ inline F32 f_tanh(F32 x) {
   const F32 limited = f_max(f_min(x, f_set1(10.0f)), f_set1(-10.0f));
   const F32 e = f_exp(f_add(limited, limited));
   return f_sub(f_set1(1.0f), f_div(f_set1(2.0f), f_add(e, f_set1(1.0f))));
+}
+
+// 16 numbers of a float dtype.
+template <DType D>
+inline F32 f_load_as(const std::byte* p) {
+  if constexpr (D == DType::kF32) return f_load(reinterpret_cast<const float*>(p));
+  if constexpr (D == DType::kF16) return f_load_f16(p);
+  if constexpr (D == DType::kBF16) return f_load_bf16(p);
+}
+
+// Calls action.template operator()<D>() for a float dtype.
+template <class Action>
+void for_float(DType dtype, const Action& action) {
+  switch (dtype) {
+    case DType::kF32: return action.template operator()<DType::kF32>();
+    case DType::kF16: return action.template operator()<DType::kF16>();
+    default: return action.template operator()<DType::kBF16>();
+  }
 }

@@ -25,6 +25,14 @@ inline F32 f_from_i(I32 a) { return _mm512_cvtepi32_ps(a); }
 inline I32 i_from_f(F32 a) { return _mm512_cvtps_epi32(a); }
 inline float f_reduce_add(F32 a) { return _mm512_reduce_add_ps(a); }
 inline float f_reduce_max(F32 a) { return _mm512_reduce_max_ps(a); }
+// The sums of the lanes of a, b, c and d to p[0 .. 3], each in the same order.
+inline void f_store_sums4(float* p, F32 a, F32 b, F32 c, F32 d) {
+  const F32 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const F32 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const F32 abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+  _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
 // 2^n for whole n in [-126, 127].
 inline F32 f_exp2_whole(F32 n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));

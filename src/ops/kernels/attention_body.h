@@ -1,28 +1,22 @@
 // Attention over pages of 64 keys. Included after simd_<isa>.h and math_body.h.
 //
-// Scores of a page are [rows][64]: lane = key. A row's operations and their order do not depend on the other rows.
+// Scores of a page are [rows][64]. A row's operations and their order do not depend on the other rows.
 
 // Vectors of keys (or of value components) a pass keeps, and query rows it works on at once.
 constexpr int kPassVectors = kTileRows >= 12 ? 4 : 1;
 constexpr int kPassRows = kTileRows >= 12 ? 6 : 4;
 
-template <DType D>
-inline F32 load_page_lanes(const std::byte* base, int64_t index) {
-  if constexpr (D == DType::kF32) return f_load(reinterpret_cast<const float*>(base) + index);
-  if constexpr (D == DType::kF16) return f_load_f16(base + 2 * index);
-  if constexpr (D == DType::kBF16) return f_load_bf16(base + 2 * index);
-}
-
-// ---- q . k ----------------------------------------------------------------------------------------------------------
+// ---- q . k, lane = key ----------------------------------------------------------------------------------------------------------
 
 template <DType D, int R>
 QUIPU_KERNEL void scores_of_rows(float* scores, const float* q, const std::byte* keys, int64_t dim) {
+  constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
   for (int64_t key = 0; key < 64; key += 16 * kPassVectors) {
     F32 sum[R][kPassVectors];
     repeat<R>([&](auto r) { repeat<kPassVectors>([&](auto v) { sum[r][v] = f_zero(); }); });
     for (int64_t d = 0; d < dim; ++d) {
       F32 k[kPassVectors];
-      repeat<kPassVectors>([&](auto v) { k[v] = load_page_lanes<D>(keys, d * 64 + key + 16 * v); });
+      repeat<kPassVectors>([&](auto v) { k[v] = f_load_as<D>(keys + kSize * (d * 64 + key + 16 * v)); });
       repeat<R>([&](auto r) {
         const F32 value = f_set1(q[r * dim + d]);
         repeat<kPassVectors>([&](auto v) { sum[r][v] = f_fma(k[v], value, sum[r][v]); });
@@ -142,24 +136,25 @@ void softmax_page(float* scores, float* maximum, float* total, float* rescale, c
 
 // ---- p . v ----------------------------------------------------------------------------------------------------------
 
-// Components [begin, begin + 16 V) of R rows.
+// 16 V components of R rows.
 template <DType D, int R, int V>
-QUIPU_KERNEL void values_of_rows(float* out, const float* p, const float* rescale, const HeadPage& values, int64_t keys, int64_t begin) {
-  const int64_t dim = values.dim;
+QUIPU_KERNEL void values_of_rows(const RowSums& out, const float* p, const float* rescale, const std::byte* values,
+                                 int64_t stride, int64_t keys) {
+  constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
   F32 sum[R][V];
   repeat<R>([&](auto r) {
-    repeat<V>([&](auto v) { sum[r][v] = f_mul(f_load(out + r * dim + begin + 16 * v), f_set1(rescale[r])); });
+    repeat<V>([&](auto v) { sum[r][v] = f_mul(f_load(out.data + r * out.stride + 16 * v), f_set1(rescale[r])); });
   });
   for (int64_t key = 0; key < keys; ++key) {
     F32 x[V];
-    repeat<V>([&](auto v) { x[v] = load_page_lanes<D>(values.bytes, key * dim + begin + 16 * v); });
+    repeat<V>([&](auto v) { x[v] = f_load_as<D>(values + kSize * (key * stride + 16 * v)); });
     repeat<R>([&](auto r) {
       const F32 weight = f_set1(p[r * 64 + key]);
       repeat<V>([&](auto v) { sum[r][v] = f_fma(weight, x[v], sum[r][v]); });
     });
   }
   repeat<R>([&](auto r) {
-    repeat<V>([&](auto v) { f_store(out + r * dim + begin + 16 * v, sum[r][v]); });
+    repeat<V>([&](auto v) { f_store(out.data + r * out.stride + 16 * v, sum[r][v]); });
   });
 }
 
@@ -213,13 +208,16 @@ void page_values(float* out, const float* p, const float* rescale, int64_t rows,
     return;
   }
   for_float(values.dtype, [&]<DType D>() {
+    constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
     for_row_tiles(rows, [&]<int R>(int64_t r) {
       int64_t begin = 0;
       for (; begin + 16 * kPassVectors <= dim; begin += 16 * kPassVectors) {
-        values_of_rows<D, R, kPassVectors>(out + r * dim, p + r * 64, rescale + r, values, keys, begin);
+        values_of_rows<D, R, kPassVectors>({out + r * dim + begin, dim, R}, p + r * 64, rescale + r,
+                                           values.bytes + kSize * begin, dim, keys);
       }
       for (; begin < dim; begin += 16) {
-        values_of_rows<D, R, 1>(out + r * dim, p + r * 64, rescale + r, values, keys, begin);
+        values_of_rows<D, R, 1>({out + r * dim + begin, dim, R}, p + r * 64, rescale + r, values.bytes + kSize * begin, dim,
+                                keys);
       }
     });
   });
@@ -236,9 +234,14 @@ void merge_partial(float* out, float* maximum, float* total, const float* part, 
     f_store(factor + 16, f_exp(f_set1(part_maximum[r] - after)));
     const float a = maximum[r] == after ? 1.0f : factor[0];
     const float b = part_maximum[r] == after ? 1.0f : factor[16];
-    for (int64_t d = 0; d < dim; d += 16) {
+    int64_t d = 0;
+    for (; d + 16 <= dim; d += 16) {
       const F32 scaled = f_mul(f_load(out + r * dim + d), f_set1(a));
       f_store(out + r * dim + d, f_fma(f_load(part + r * dim + d), f_set1(b), scaled));
+    }
+    if (const int lanes = static_cast<int>(dim - d); lanes > 0) {
+      const F32 scaled = f_mul(f_load_part(out + r * dim + d, lanes), f_set1(a));
+      f_store_part(out + r * dim + d, f_fma(f_load_part(part + r * dim + d, lanes), f_set1(b), scaled), lanes);
     }
     total[r] = total[r] * a + part_total[r] * b;
     maximum[r] = after;
@@ -249,7 +252,8 @@ void merge_partial(float* out, float* maximum, float* total, const float* part, 
 
 void widen_key_page(float* out, const HeadPage& page) {
   for_float(page.dtype, [&]<DType D>() {
-    for (int64_t i = 0; i < page.dim * 64; i += 16) f_store(out + i, load_page_lanes<D>(page.bytes, i));
+    constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
+    for (int64_t i = 0; i < page.dim * 64; i += 16) f_store(out + i, f_load_as<D>(page.bytes + kSize * i));
   });
 }
 
@@ -268,4 +272,26 @@ void widen_value_page(float* out, const HeadPage& page) {
     return;
   }
   widen_key_page(out, page);   // plain pages are one run of numbers either way
+}
+
+// Rows of plain numbers, any count, or of whole q8_0 blocks.
+void widen_run(float* out, const std::byte* in, DType dtype, int64_t n) {
+  if (dtype == DType::kQ8_0) {
+    constexpr int64_t kBlockBytes = 34;
+    for (int64_t block = 0; block < n / 32; ++block, in += kBlockBytes, out += 32) {
+      const F32 scale = f_set1(f16_to_f32(half_bits(in)));
+      f_store(out, f_mul(f_load_i8(in + 2), scale));
+      f_store(out + 16, f_mul(f_load_i8(in + 18), scale));
+    }
+    return;
+  }
+  for_float(dtype, [&]<DType D>() {
+    constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) f_store(out + i, f_load_as<D>(in + kSize * i));
+    if (i == n) return;
+    alignas(64) std::byte rest[64] = {};
+    __builtin_memcpy(rest, in + kSize * i, static_cast<size_t>(kSize * (n - i)));
+    f_store_part(out + i, f_load_as<D>(rest), static_cast<int>(n - i));
+  });
 }

@@ -50,6 +50,12 @@ inline float f_reduce_max(const F32& a) {
   for (const float x : a.v) largest = x > largest ? x : largest;
   return largest;
 }
+inline void f_store_sums4(float* p, const F32& a, const F32& b, const F32& c, const F32& d) {
+  p[0] = f_reduce_add(a);
+  p[1] = f_reduce_add(b);
+  p[2] = f_reduce_add(c);
+  p[3] = f_reduce_add(d);
+}
 inline float bits_to_float(uint32_t bits) {
   float f;
   __builtin_memcpy(&f, &bits, 4);
