@@ -73,16 +73,22 @@ std::string tensor_table(const ModelFacts& facts, bool each) {
   return aligned_table(rows, {false, true, false, false, true});
 }
 
-// "16 x grouped_query"; runs of equal rooms are counted.
-std::string rooms_text(const std::vector<std::string>& rooms) {
-  std::string text;
-  for (size_t i = 0; i < rooms.size();) {
+// "16 x grouped_query (heads 9, kv_heads 3)", one line for every run of layers that are alike.
+std::vector<std::string> room_lines(const ModelFacts& facts) {
+  std::vector<std::string> lines;
+  for (size_t i = 0; i < facts.layer_rooms.size();) {
     size_t end = i;
-    while (end < rooms.size() && rooms[end] == rooms[i]) ++end;
-    text += (text.empty() ? "" : ", ") + std::to_string(end - i) + " x " + rooms[i];
+    while (end < facts.layer_rooms.size() && facts.layer_rooms[end] == facts.layer_rooms[i] &&
+           facts.layer_settings[end] == facts.layer_settings[i]) {
+      ++end;
+    }
+    const std::string layers = i == 0 && end == facts.layer_rooms.size() ? std::to_string(end) + " x "
+                               : end == i + 1 ? "layer " + std::to_string(i) + ": "
+                                              : "layers " + std::to_string(i) + " to " + std::to_string(end - 1) + ": ";
+    lines.push_back(layers + facts.layer_rooms[i] + " (" + facts.layer_settings[i] + ")");
     i = end;
   }
-  return text;
+  return lines;
 }
 
 std::string facts_text(const ModelFacts& facts, DType cache) {
@@ -93,12 +99,14 @@ std::string facts_text(const ModelFacts& facts, DType cache) {
   text += line("file", printable(facts.path, 400) + " (" + facts.file_format + ")");
   text += line("architecture", printable(facts.architecture) + ", " +
                                    human_count(static_cast<double>(facts.parameters)) + " parameters");
-  text +=
-      line("shape", text_f("%lld layers, width %lld, %lld query heads and %lld key heads of %lld, feed-forward %lld",
-                           static_cast<long long>(facts.layers), static_cast<long long>(facts.hidden),
-                           static_cast<long long>(facts.heads), static_cast<long long>(facts.kv_heads),
-                           static_cast<long long>(facts.head_dim), static_cast<long long>(facts.feed_forward)));
-  text += line("attention", rooms_text(facts.layer_rooms));
+  std::string heads = text_f("%lld query heads", static_cast<long long>(facts.heads));
+  if (facts.kv_heads > 0) heads += text_f(" and %lld key heads", static_cast<long long>(facts.kv_heads));
+  if (facts.head_dim > 0) heads += text_f(" of %lld", static_cast<long long>(facts.head_dim));
+  text += line("shape", text_f("%lld layers, width %lld, ", static_cast<long long>(facts.layers),
+                               static_cast<long long>(facts.hidden)) +
+                            heads + text_f(", feed-forward %lld", static_cast<long long>(facts.feed_forward)));
+  const std::vector<std::string> rooms = room_lines(facts);
+  for (size_t i = 0; i < rooms.size(); ++i) text += line(i == 0 ? "attention" : "", printable(rooms[i], 400));
   text += line("weights", facts.quantisation + ", " + human_bytes(static_cast<double>(facts.weight_bytes)) + " in " +
                               std::to_string(facts.tensors.size()) + " tensors");
   text += line("tokenizer", printable(facts.tokenizer, 200));
@@ -138,6 +146,7 @@ nlohmann::ordered_json inspect_json(const ModelFacts& facts, const std::vector<C
                                  {"heads", facts.heads},
                                  {"kv_heads", facts.kv_heads},
                                  {"head_dim", facts.head_dim},
+                                 {"layer_settings", facts.layer_settings},
                                  {"feed_forward", facts.feed_forward},
                                  {"vocabulary", facts.vocabulary},
                                  {"trained_context", facts.trained_context},

@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "base/byte_reader.h"
+#include "base/near_word.h"
 
 namespace quipu {
 namespace {
@@ -35,16 +36,28 @@ std::string range_text(std::string_view kind, T low, T high) {
 }  // namespace
 
 const HyperParameters::Value* HyperParameters::find(std::string_view name) const {
+  asked_.emplace(name);
   const auto found = values_.find(name);
   return found == values_.end() ? nullptr : &found->second;
 }
 
+Result<void> HyperParameters::all_asked(std::string_view user) const {
+  for (const auto& [name, value] : values_) {
+    if (asked_.contains(name)) continue;
+    const std::vector<std::string> known(asked_.begin(), asked_.end());
+    const std::string near = nearest_word(name, known);
+    return bad_input(origin_ + ": " + section_ + " setting " + printable(name) + " is not one that " + std::string(user) +
+                     " reads with these settings" + (near.empty() ? "" : "; did you mean " + near + "?"));
+  }
+  return {};
+}
+
 Error HyperParameters::missing(std::string_view name) const {
-  return bad_input(origin_ + ": attention setting " + std::string(name) + " is missing");
+  return bad_input(origin_ + ": " + section_ + " setting " + std::string(name) + " is missing");
 }
 
 Error HyperParameters::wrong(std::string_view name, std::string_view expected) const {
-  return bad_input(origin_ + ": attention setting " + std::string(name) + " is " + value_text(*find(name)) +
+  return bad_input(origin_ + ": " + section_ + " setting " + std::string(name) + " is " + value_text(*find(name)) +
                    ", expected " + std::string(expected));
 }
 
@@ -89,7 +102,7 @@ Result<std::vector<double>> HyperParameters::numbers(std::string_view name, size
   if (list == nullptr || list->size() != length) return wrong(name, std::to_string(length) + " numbers");
   for (size_t i = 0; i < length; ++i) {
     if (!std::isfinite((*list)[i])) {
-      return bad_input(origin_ + ": attention setting " + std::string(name) + "[" + std::to_string(i) + "] is " +
+      return bad_input(origin_ + ": " + section_ + " setting " + std::string(name) + "[" + std::to_string(i) + "] is " +
                        number_text((*list)[i]) + ", expected a finite number");
     }
   }

@@ -1,9 +1,11 @@
 // HyperParameters: the named settings of one room, as a config file gave them. Rooms read them by name with bounds; a
-// missing or wrong one is an error that names the key, never a guess.
+// missing or wrong one is an error that names the key, never a guess. It remembers which names were asked for, so that a
+// setting nobody reads is found, too.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -17,12 +19,21 @@ class HyperParameters {
  public:
   using Value = std::variant<bool, int64_t, double, std::string, std::vector<double>>;
 
-  // origin: file the values came from, for messages.
-  explicit HyperParameters(std::string origin = "config") : origin_(std::move(origin)) {}
+  using Values = std::map<std::string, Value, std::less<>>;
+
+  // origin: file the values came from; section: the part of it, both for messages: "config.json: attention setting ...".
+  explicit HyperParameters(std::string origin = "config", std::string section = "attention")
+      : origin_(std::move(origin)), section_(std::move(section)) {}
 
   void set(std::string name, Value value) { values_[std::move(name)] = std::move(value); }
-  bool has(std::string_view name) const { return values_.find(name) != values_.end(); }
+  bool has(std::string_view name) const { return find(name) != nullptr; }
   const std::string& origin() const { return origin_; }
+  const Values& values() const { return values_; }
+  // Names asked for so far, with has() or a reader, whether set or not. Not for use by two threads at once.
+  const std::set<std::string, std::less<>>& asked() const { return asked_; }
+  // An error that names the first setting nobody has asked for and the nearest one somebody has; ok() when there is none.
+  // user: who has read them: "room latent".
+  Result<void> all_asked(std::string_view user) const;
 
   // The value, which must be there and in [low, high].
   Result<int64_t> integer(std::string_view name, int64_t low, int64_t high) const;
@@ -40,8 +51,9 @@ class HyperParameters {
   const Value* find(std::string_view name) const;
   Error missing(std::string_view name) const;
   Error wrong(std::string_view name, std::string_view expected) const;
-  std::string origin_;
-  std::map<std::string, Value, std::less<>> values_;
+  std::string origin_, section_;
+  Values values_;
+  mutable std::set<std::string, std::less<>> asked_;
 };
 
 }  // namespace quipu

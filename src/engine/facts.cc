@@ -41,6 +41,36 @@ std::string last_part(std::string path) {
   return path.substr(path.rfind('/') + 1);
 }
 
+// Rooms are free to have a setting of this name or not; 0: they do not.
+int64_t whole_setting(const HyperParameters& parameters, std::string_view name) {
+  const auto found = parameters.values().find(name);
+  if (found == parameters.values().end()) return 0;
+  const int64_t* value = std::get_if<int64_t>(&found->second);
+  return value == nullptr ? 0 : *value;
+}
+
+std::string brief_text(const HyperParameters& parameters) {
+  std::string text;
+  for (const auto& [name, value] : parameters.values()) {
+    std::string shown;
+    if (const auto* whole = std::get_if<int64_t>(&value)) shown = std::to_string(*whole);
+    if (const auto* words = std::get_if<std::string>(&value)) shown = *words;
+    if (shown.empty()) continue;   // numbers and lists of them are for the file itself
+    text += (text.empty() ? "" : ", ") + name + " " + printable(shown);
+  }
+  return text;
+}
+
+// "heads 8, latent_rank 256, stride 2"
+std::string settings_text(const LayerConfig& layer) {
+  std::string text = brief_text(layer.attention);
+  if (layer.mixture_of_depths.has_value()) {
+    text += "; mixture of depths: capacity " + std::to_string(layer.mixture_of_depths->capacity) + ", decode " +
+            layer.mixture_of_depths->decode;
+  }
+  return text;
+}
+
 uint64_t exact_state_bytes(const Model& model, const StateOptions& options, int64_t tokens) {
   uint64_t total = 0;
   for (const StateLayout& layout : model.state_layouts(options)) total += static_cast<uint64_t>(state_bytes(layout, tokens));
@@ -79,13 +109,16 @@ ModelFacts model_facts(const ModelSource& source, const Model& model, const Stat
   facts.weight_bytes = source.tensors().tensor_bytes();
   facts.layers = static_cast<int64_t>(config.layers.size());
   facts.hidden = config.hidden;
-  facts.heads = first.heads;
-  facts.kv_heads = first.kv_heads;
-  facts.head_dim = first.head_dim;
-  facts.feed_forward = config.feed_forward.inner;
+  facts.heads = whole_setting(first.attention, "heads");
+  facts.kv_heads = whole_setting(first.attention, "kv_heads");
+  facts.head_dim = whole_setting(first.attention, "head_dim");
+  facts.feed_forward = first.feed_forward.inner;
   facts.vocabulary = config.vocabulary;
   facts.trained_context = config.trained_context;
-  for (const LayerConfig& layer : config.layers) facts.layer_rooms.push_back(layer.room);
+  for (const LayerConfig& layer : config.layers) {
+    facts.layer_rooms.push_back(layer.room);
+    facts.layer_settings.push_back(settings_text(layer));
+  }
   for (const NamedTensor& tensor : source.tensors().tensors()) {
     facts.tensors.push_back({printable(tensor.name, 256), std::string(dtype_name(tensor.view.dtype)), tensor.view.shape,
                              tensor.view.bytes.size()});

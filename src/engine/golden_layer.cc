@@ -88,6 +88,7 @@ constexpr RoleName kNames[] = {
     {"query", "wq.weight"},
     {"query_down", "wq_a.weight"},
     {"query_norm", "q_norm.weight"},
+    {"query_down_norm", "q_norm.weight"},
     {"query_up", "wq_b.weight"},
     {"key", "wk.weight"},
     {"key_norm", "k_norm.weight"},
@@ -101,7 +102,7 @@ constexpr RoleName kNames[] = {
     // Hugging Face modules
     {"query", "q_proj.weight"},
     {"query_down", "q_a_proj.weight"},
-    {"query_norm", "q_a_layernorm.weight"},
+    {"query_down_norm", "q_a_layernorm.weight"},
     {"query_up", "q_b_proj.weight"},
     {"key", "k_proj.weight"},
     {"value", "v_proj.weight"},

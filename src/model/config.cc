@@ -93,9 +93,6 @@ Result<LayerConfig> grouped_query_layer(const std::string& origin, const Grouped
 
   LayerConfig layer;
   layer.room = "grouped_query";
-  layer.heads = s.heads;
-  layer.kv_heads = s.kv_heads;
-  layer.head_dim = s.head_dim;
   const double scale = s.scale > 0 ? s.scale : 1.0 / std::sqrt(static_cast<double>(s.head_dim));
   layer.summary = summary_of(s, inverse_frequency, scale);
   HyperParameters& p = layer.attention = HyperParameters(origin);
@@ -121,9 +118,11 @@ std::string config_text(const ModelConfig& c) {
   text << std::hexfloat << c.architecture << " hidden=" << c.hidden << " vocabulary=" << c.vocabulary
        << " epsilon=" << c.norm_epsilon << " norm_offset=" << c.norm_weight_offset << " embedding_scale=" << c.embedding_scale
        << " logit_scale=" << c.logit_scale << " logit_softcap=" << c.logit_softcap << " tied=" << c.tied_output
-       << " post_norms=" << c.post_norms << " inner=" << c.feed_forward.inner
-       << " activation=" << static_cast<int>(c.feed_forward.activation) << " mlp_bias=" << c.feed_forward.bias << "\n";
-  for (const LayerConfig& layer : c.layers) text << layer.room << " " << layer.summary << "\n";
+       << " post_norms=" << c.post_norms << "\n";
+  for (const LayerConfig& layer : c.layers) {
+    text << layer.room << " " << layer.summary << " inner=" << layer.feed_forward.inner
+         << " activation=" << static_cast<int>(layer.feed_forward.activation) << " mlp_bias=" << layer.feed_forward.bias << "\n";
+  }
   return text.str();
 }
 
@@ -132,7 +131,9 @@ Result<void> validate_config(const ModelConfig& c) {
   RETURN_IF_ERROR(in_range(c.origin, "number of layers", static_cast<int64_t>(c.layers.size()), kMaxLayers));
   RETURN_IF_ERROR(in_range(c.origin, "vocabulary size", c.vocabulary, kMaxVocabulary));
   RETURN_IF_ERROR(in_range(c.origin, "trained context", c.trained_context, kMaxContext));
-  RETURN_IF_ERROR(in_range(c.origin, "feed-forward size", c.feed_forward.inner, kMaxFeedForward));
+  for (const LayerConfig& layer : c.layers) {
+    RETURN_IF_ERROR(in_range(c.origin, "feed-forward size", layer.feed_forward.inner, kMaxFeedForward));
+  }
   RETURN_IF_ERROR(positive(c.origin, "norm epsilon", c.norm_epsilon));
   if (c.norm_epsilon >= 1) {
     return wrong(c.origin, "norm epsilon", "is " + std::to_string(c.norm_epsilon) + ", expected a number below 1");

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -35,14 +36,6 @@ struct GroupedQuerySettings {
   bool qkv_bias = false, output_bias = false;
 };
 
-struct LayerConfig {
-  std::string room;                // name in the attention registry
-  HyperParameters attention;       // its settings
-  int64_t heads = 0, kv_heads = 0, head_dim = 0;   // for people: inspect and error messages
-  std::vector<std::string> required_roles;   // weights the room treats as optional but this configuration promises
-  std::string summary;             // every setting as text: goes into the model's hash
-};
-
 // A mixture of experts joins this in a later version: another kind beside the gated one.
 struct FeedForwardConfig {
   GateActivation activation = GateActivation::kSilu;
@@ -50,9 +43,25 @@ struct FeedForwardConfig {
   bool bias = false;               // promised; biases a file has are used in any case
 };
 
+// Only some tokens enter a layer with this. What is in `settings` is the block's own business.
+struct MixtureOfDepthsConfig {
+  double capacity = 1;             // share of the tokens that enter, in (0, 1]
+  std::string decode;              // how they are chosen without seeing later ones: "threshold", "predictor", "moving"
+  HyperParameters settings;        // everything in the section
+};
+
+struct LayerConfig {
+  std::string room;                // name in the attention registry
+  HyperParameters attention;       // its settings
+  std::vector<std::string> required_roles;   // weights the room treats as optional but this configuration promises
+  FeedForwardConfig feed_forward;
+  std::optional<MixtureOfDepthsConfig> mixture_of_depths;
+  std::string summary;             // every setting as text: goes into the model's hash
+};
+
 struct ModelConfig {
   std::string origin;              // file the values came from
-  std::string architecture;        // "llama", "mistral", "qwen2", "qwen3", "gemma3"
+  std::string architecture;        // "quipu", "llama", "mistral", "qwen2", "qwen3", "gemma3"
   std::string name;                // as the file states it; may be empty
 
   int64_t hidden = 0;
@@ -66,7 +75,6 @@ struct ModelConfig {
   bool tied_output = false;        // the output matrix is the embedding
   bool post_norms = false;         // Gemma 3: norms after attention and feed-forward, before the residual sum
 
-  FeedForwardConfig feed_forward;
   std::vector<LayerConfig> layers;
   std::vector<std::string> warnings;
 };
@@ -84,7 +92,9 @@ struct GgufModelFacts {
 };
 Result<ModelConfig> read_gguf_config(const GgufMetadata& metadata, const GgufModelFacts& facts);
 
-// json: the text of config.json; file: its name in messages.
+// json: the text of config.json; file: its name in messages. model_type "quipu" is a model of ours (docs/file_formats.md):
+// its attention, depth routing and feed-forward sections are tried on the parts they are for, so that a key nobody reads, or a
+// setting out of range, is refused here, before any weights are looked at.
 Result<ModelConfig> read_hf_config(std::string_view file, std::string_view json);
 
 // The checks both readers share: bounds, divisibility, epsilon. Errors read "<origin>: <key> ...".

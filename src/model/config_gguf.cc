@@ -137,6 +137,8 @@ Result<std::vector<bool>> sliding_layers(const Keys& keys, std::string_view arch
 
 Result<void> read_layers(ModelConfig& config, const Keys& keys, const GgufArchitecture& architecture, int64_t layers,
                          const GgufModelFacts& facts) {
+  FeedForwardConfig feed_forward{.activation = architecture.activation};
+  ASSIGN_OR_RETURN(feed_forward.inner, keys.integer("feed_forward_length", 1, kMaxFeedForward));
   ASSIGN_OR_RETURN(const std::vector<int64_t> heads, keys.per_layer("attention.head_count", layers, 1, kMaxHeads));
   std::vector<int64_t> kv_heads = heads;   // absent: every head has its own, as llama.cpp defines it
   if (keys.has("attention.head_count_kv")) {
@@ -187,6 +189,7 @@ Result<void> read_layers(ModelConfig& config, const Keys& keys, const GgufArchit
       }
     }
     ASSIGN_OR_RETURN(LayerConfig made, grouped_query_layer(config.origin, layer));
+    made.feed_forward = feed_forward;
     config.layers.push_back(std::move(made));
   }
   return {};
@@ -224,7 +227,6 @@ Result<ModelConfig> read_gguf_config(const GgufMetadata& metadata, const GgufMod
 
   ASSIGN_OR_RETURN(const int64_t layers, keys.integer("block_count", 1, kMaxLayers));
   ASSIGN_OR_RETURN(config.hidden, keys.integer("embedding_length", 1, kMaxHidden));
-  ASSIGN_OR_RETURN(config.feed_forward.inner, keys.integer("feed_forward_length", 1, kMaxFeedForward));
   ASSIGN_OR_RETURN(config.trained_context, keys.integer("context_length", 1, kMaxContext));
   ASSIGN_OR_RETURN(config.norm_epsilon, keys.number("attention.layer_norm_rms_epsilon"));
   ASSIGN_OR_RETURN(const int64_t experts, keys.integer_or("expert_count", 0, kMaxContext, 0));
@@ -234,7 +236,6 @@ Result<ModelConfig> read_gguf_config(const GgufMetadata& metadata, const GgufMod
     return keys.error("vocab_size", "is " + std::to_string(config.vocabulary) + ", but tensor token_embd.weight has " +
                                         std::to_string(facts.embedding_rows) + " rows");
   }
-  config.feed_forward.activation = architecture->activation;
   config.tied_output = !facts.has_output;
   config.post_norms = architecture->post_norms;
   if (architecture->name == "gemma3") {

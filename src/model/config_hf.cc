@@ -11,6 +11,8 @@
 #include "base/byte_reader.h"
 #include "model/bounded_json.h"
 #include "model/config.h"
+#include "model/config_readers.h"
+#include "model/json_object.h"
 
 namespace quipu {
 namespace {
@@ -34,74 +36,7 @@ constexpr std::array<HfArchitecture, 5> kArchitectures = {{
     {"Gemma3ForCausalLM", "gemma3", false, true, true, true},
 }};
 
-// One JSON object, with the path to it for messages: "config.json: rope_scaling.factor is ...".
-class Object {
- public:
-  Object(std::string file, std::string path, const json& object) : file_(std::move(file)), path_(std::move(path)), object_(object) {}
-
-  const std::string& file() const { return file_; }
-  // null counts as absent: transformers writes it for "not set".
-  bool has(const char* key) const {
-    const auto found = object_.find(key);
-    return found != object_.end() && !found->is_null();
-  }
-  const json& at(const char* key) const { return *object_.find(key); }
-  Object child(const char* key) const { return Object(file_, path_ + key + ".", at(key)); }
-  Error error(const char* key, const std::string& what) const { return bad_input(file_ + ": " + path_ + key + " " + what); }
-
-  Result<int64_t> integer(const char* key, int64_t low, int64_t high) const {
-    if (!has(key)) return error(key, "is missing");
-    const json& value = at(key);
-    if (!value.is_number_integer()) return error(key, "is " + shown(value) + ", expected an integer");
-    const bool huge = value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX);
-    if (huge || value.get<int64_t>() < low || value.get<int64_t>() > high) {
-      return error(key, "is " + shown(value) + ", expected " + std::to_string(low) + " to " + std::to_string(high));
-    }
-    return value.get<int64_t>();
-  }
-  Result<int64_t> integer_or(const char* key, int64_t low, int64_t high, int64_t otherwise) const {
-    if (!has(key)) return otherwise;
-    return integer(key, low, high);
-  }
-  // Above 0 and finite.
-  Result<double> number(const char* key) const {
-    if (!has(key)) return error(key, "is missing");
-    const json& value = at(key);
-    if (!value.is_number()) return error(key, "is " + shown(value) + ", expected a number");
-    const double number = value.get<double>();
-    if (!(std::isfinite(number) && number > 0)) return error(key, "is " + shown(value) + ", expected a number above 0");
-    return number;
-  }
-  Result<double> number_or(const char* key, double otherwise) const {
-    if (!has(key)) return otherwise;
-    return number(key);
-  }
-  Result<bool> boolean_or(const char* key, bool otherwise) const {
-    if (!has(key)) return otherwise;
-    if (!at(key).is_boolean()) return error(key, "is " + shown(at(key)) + ", expected true or false");
-    return at(key).get<bool>();
-  }
-  Result<std::string> text(const char* key) const {
-    if (!has(key)) return error(key, "is missing");
-    if (!at(key).is_string()) return error(key, "is " + shown(at(key)) + ", expected a string");
-    return at(key).get<std::string>();
-  }
-  Result<Object> object(const char* key) const {
-    if (!at(key).is_object()) return error(key, "is " + shown(at(key)) + ", expected an object");
-    return child(key);
-  }
-
- private:
-  static std::string shown(const json& value) {
-    if (value.is_object()) return "an object";
-    if (value.is_array()) return "an array";
-    return printable(value.dump(-1, ' ', true, json::error_handler_t::replace));
-  }
-  std::string file_, path_;
-  const json& object_;
-};
-
-Result<const HfArchitecture*> find_architecture(const Object& config) {
+Result<const HfArchitecture*> find_architecture(const JsonObject& config) {
   if (!config.has("architectures")) return config.error("architectures", "is missing");
   const json& list = config.at("architectures");
   if (!list.is_array() || list.empty() || !list[0].is_string()) {
@@ -120,7 +55,7 @@ struct RopeBase {
   double magnitude = 1;
 };
 
-Result<void> read_yarn(RopeBase& base, const Object& rope) {
+Result<void> read_yarn(RopeBase& base, const JsonObject& rope) {
   RopeScaling& scaling = base.scaling;
   ASSIGN_OR_RETURN(scaling.beta_fast, rope.number_or("beta_fast", 32));
   ASSIGN_OR_RETURN(scaling.beta_slow, rope.number_or("beta_slow", 1));
@@ -137,7 +72,7 @@ Result<void> read_yarn(RopeBase& base, const Object& rope) {
 }
 
 // rope: rope_scaling (version 4) or rope_parameters (version 5).
-Result<void> read_scaling(RopeBase& base, const Object& rope, int64_t trained_context) {
+Result<void> read_scaling(RopeBase& base, const JsonObject& rope, int64_t trained_context) {
   RopeScaling& scaling = base.scaling;
   const char* type_key = rope.has("rope_type") ? "rope_type" : "type";
   if (!rope.has(type_key)) return rope.error("rope_type", "is missing");
@@ -168,7 +103,7 @@ Result<void> read_scaling(RopeBase& base, const Object& rope, int64_t trained_co
   return {};
 }
 
-Result<RopeBase> read_rope_parameters(const Object& rope, int64_t trained_context) {
+Result<RopeBase> read_rope_parameters(const JsonObject& rope, int64_t trained_context) {
   RopeBase base;
   ASSIGN_OR_RETURN(base.theta, rope.number("rope_theta"));
   ASSIGN_OR_RETURN(const double partial, rope.number_or("partial_rotary_factor", 1));
@@ -178,15 +113,15 @@ Result<RopeBase> read_rope_parameters(const Object& rope, int64_t trained_contex
 }
 
 // The bases of global and of sliding layers.
-Result<std::pair<RopeBase, RopeBase>> read_rope(const Object& config, const HfArchitecture& architecture,
+Result<std::pair<RopeBase, RopeBase>> read_rope(const JsonObject& config, const HfArchitecture& architecture,
                                                 int64_t trained_context) {
   if (config.has("rope_parameters")) {
-    ASSIGN_OR_RETURN(const Object rope, config.object("rope_parameters"));
+    ASSIGN_OR_RETURN(const JsonObject rope, config.object("rope_parameters"));
     if (rope.has("full_attention")) {
-      ASSIGN_OR_RETURN(const Object full, rope.object("full_attention"));
+      ASSIGN_OR_RETURN(const JsonObject full, rope.object("full_attention"));
       ASSIGN_OR_RETURN(const RopeBase global, read_rope_parameters(full, trained_context));
       if (!rope.has("sliding_attention")) return rope.error("sliding_attention", "is missing");
-      ASSIGN_OR_RETURN(const Object sliding, rope.object("sliding_attention"));
+      ASSIGN_OR_RETURN(const JsonObject sliding, rope.object("sliding_attention"));
       ASSIGN_OR_RETURN(const RopeBase local, read_rope_parameters(sliding, trained_context));
       return std::pair(global, local);
     }
@@ -204,7 +139,7 @@ Result<std::pair<RopeBase, RopeBase>> read_rope(const Object& config, const HfAr
   }
   RopeBase local = global;
   if (config.has("rope_scaling")) {
-    ASSIGN_OR_RETURN(const Object rope, config.object("rope_scaling"));
+    ASSIGN_OR_RETURN(const JsonObject rope, config.object("rope_scaling"));
     RETURN_IF_ERROR(read_scaling(global, rope, trained_context));
   }
   if (architecture.gemma) {
@@ -215,7 +150,7 @@ Result<std::pair<RopeBase, RopeBase>> read_rope(const Object& config, const HfAr
   return std::pair(global, local);
 }
 
-Result<std::vector<bool>> flags_from_layer_types(const Object& config, int64_t layers) {
+Result<std::vector<bool>> flags_from_layer_types(const JsonObject& config, int64_t layers) {
   const json& types = config.at("layer_types");
   if (!types.is_array() || types.size() != static_cast<size_t>(layers)) {
     return config.error("layer_types", "has " + std::to_string(types.is_array() ? types.size() : 0) +
@@ -233,7 +168,7 @@ Result<std::vector<bool>> flags_from_layer_types(const Object& config, int64_t l
 }
 
 // Which layers slide.
-Result<std::vector<bool>> sliding_layers(const Object& config, const HfArchitecture& architecture, int64_t layers) {
+Result<std::vector<bool>> sliding_layers(const JsonObject& config, const HfArchitecture& architecture, int64_t layers) {
   if (config.has("layer_types")) return flags_from_layer_types(config, layers);
   std::vector<bool> sliding(static_cast<size_t>(layers), false);
   if (architecture.gemma) {
@@ -252,7 +187,16 @@ Result<std::vector<bool>> sliding_layers(const Object& config, const HfArchitect
   return sliding;
 }
 
-Result<void> read_layers(ModelConfig& config, const Object& object, const HfArchitecture& architecture) {
+Result<FeedForwardConfig> read_feed_forward(const JsonObject& object, const HfArchitecture& architecture) {
+  FeedForwardConfig made;
+  ASSIGN_OR_RETURN(made.inner, object.integer("intermediate_size", 1, kMaxFeedForward));
+  ASSIGN_OR_RETURN(made.bias, object.boolean_or("mlp_bias", false));
+  const char* key = architecture.gemma ? "hidden_activation" : "hidden_act";
+  ASSIGN_OR_RETURN(made.activation, read_activation(object, key));
+  return made;
+}
+
+Result<void> read_layers(ModelConfig& config, const JsonObject& object, const HfArchitecture& architecture) {
   ASSIGN_OR_RETURN(const int64_t layers, object.integer("num_hidden_layers", 1, kMaxLayers));
   GroupedQuerySettings settings;
   ASSIGN_OR_RETURN(settings.heads, object.integer("num_attention_heads", 1, kMaxHeads));
@@ -273,6 +217,7 @@ Result<void> read_layers(ModelConfig& config, const Object& object, const HfArch
   if (settings.head_dim % 2 != 0) {
     return object.error("head_dim", "is " + std::to_string(settings.head_dim) + "; rotary positions need an even one");
   }
+  ASSIGN_OR_RETURN(const FeedForwardConfig feed_forward, read_feed_forward(object, architecture));
   settings.rotary_dim = settings.head_dim;
   settings.norm_epsilon = config.norm_epsilon;
   settings.query_key_norm = architecture.query_key_norm;
@@ -302,41 +247,32 @@ Result<void> read_layers(ModelConfig& config, const Object& object, const HfArch
     layer.scaling = base.scaling;
     layer.rope_magnitude = base.magnitude;
     ASSIGN_OR_RETURN(LayerConfig made, grouped_query_layer(config.origin, layer));
+    made.feed_forward = feed_forward;
     config.layers.push_back(std::move(made));
-  }
-  return {};
-}
-
-Result<void> read_feed_forward(ModelConfig& config, const Object& object, const HfArchitecture& architecture) {
-  ASSIGN_OR_RETURN(config.feed_forward.inner, object.integer("intermediate_size", 1, kMaxFeedForward));
-  ASSIGN_OR_RETURN(config.feed_forward.bias, object.boolean_or("mlp_bias", false));
-  const char* key = architecture.gemma ? "hidden_activation" : "hidden_act";
-  ASSIGN_OR_RETURN(const std::string activation, object.text(key));
-  if (activation == "silu" || activation == "swish") {
-    config.feed_forward.activation = GateActivation::kSilu;
-  } else if (activation == "gelu_pytorch_tanh" || activation == "gelu_new") {
-    config.feed_forward.activation = GateActivation::kGeluTanh;
-  } else {
-    return object.error(key, "is \"" + printable(activation) + "\", supported are silu, gelu_pytorch_tanh");
   }
   return {};
 }
 
 }  // namespace
 
+Result<GateActivation> read_activation(const JsonObject& object, const char* key) {
+  ASSIGN_OR_RETURN(const std::string activation, object.text(key));
+  if (activation == "silu" || activation == "swish") return GateActivation::kSilu;
+  if (activation == "gelu_pytorch_tanh" || activation == "gelu_new") return GateActivation::kGeluTanh;
+  return object.error(key, "is \"" + printable(activation) + "\", supported are silu, gelu_pytorch_tanh");
+}
+
 std::string supported_hf_architectures() {
   std::string names;
-  for (const HfArchitecture& architecture : kArchitectures) {
-    if (!names.empty()) names += ", ";
-    names += architecture.name;
-  }
-  return names;
+  for (const HfArchitecture& architecture : kArchitectures) names += std::string(architecture.name) + ", ";
+  return names + "QuipuForCausalLM";
 }
 
 Result<ModelConfig> read_hf_config(std::string_view file, std::string_view text) {
   const std::string origin(file);
   ASSIGN_OR_RETURN(const json root, parse_bounded_json(origin, text));
-  const Object object(origin, "", root);
+  const JsonObject object(origin, "", root);
+  if (const auto type = root.find("model_type"); type != root.end() && *type == "quipu") return read_quipu_config(object);
   ASSIGN_OR_RETURN(const HfArchitecture* architecture, find_architecture(object));
   ModelConfig config;
   config.origin = origin;
@@ -354,7 +290,6 @@ Result<ModelConfig> read_hf_config(std::string_view file, std::string_view text)
       ASSIGN_OR_RETURN(config.logit_softcap, object.number("final_logit_softcapping"));
     }
   }
-  RETURN_IF_ERROR(read_feed_forward(config, object, *architecture));
   RETURN_IF_ERROR(read_layers(config, object, *architecture));
   // Code or addresses named by the file are never run or fetched.
   for (const char* key : {"auto_map", "trust_remote_code", "quantization_config"}) {

@@ -53,7 +53,7 @@ TEST(HfConfig, ReadsLlamaWithTheDefaultsOfItsClass) {
   EXPECT_EQ(config.architecture, "llama");
   EXPECT_EQ(config.hidden, 576);
   EXPECT_EQ(config.layers.size(), 2u);
-  EXPECT_EQ(config.layers[0].head_dim, 64);
+  EXPECT_EQ(config.layers[0].attention.integer("head_dim", 1, 256).value(), 64);
   EXPECT_FALSE(config.tied_output);
   EXPECT_EQ(window(config, 1), 0);
   EXPECT_NEAR(frequencies(config, 0, 32)[1], std::pow(100000.0, -2.0 / 64), 1e-15);
@@ -222,7 +222,7 @@ TEST(GgufConfig, ReadsLlamaAsInterleavedAndTiedWithoutAnOutputMatrix) {
   EXPECT_TRUE(config->tied_output);
   EXPECT_EQ(config->vocabulary, 49152);
   EXPECT_TRUE(config->layers[0].attention.boolean("rope_interleaved").value());
-  EXPECT_EQ(config->layers[0].head_dim, 64);
+  EXPECT_EQ(config->layers[0].attention.integer("head_dim", 1, 256).value(), 64);
 }
 
 TEST(GgufConfig, RopeDivisorsAreApplied) {

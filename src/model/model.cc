@@ -4,30 +4,10 @@
 #include <cmath>
 #include <cstring>
 
+#include "model/layer.h"
 #include "model/weights.h"
 
 namespace quipu {
-namespace {
-
-Result<PreNormBlock> load_block(const ModelConfig& config, int64_t index, Weights& weights, Backend& backend) {
-  const LayerConfig& layer = config.layers[static_cast<size_t>(index)];
-  LayerWeights source(weights, index);
-  for (const std::string& role : layer.required_roles) {
-    if (source.has(role)) continue;
-    return bad_input(config.origin + ": tensor " + weights.names().of_layer(index, role) + " is missing (the configuration has " +
-                     role + ")");
-  }
-  ASSIGN_OR_RETURN(const RoomEntry* room, find_room(layer.room));
-  ASSIGN_OR_RETURN(auto attention, room->create({config.hidden, index}, layer.attention, source, backend));
-  const GatedMlp::Options mlp{config.feed_forward.activation, config.hidden, config.feed_forward.inner,
-                              config.feed_forward.bias};
-  ASSIGN_OR_RETURN(auto feed_forward, GatedMlp::create(mlp, source));
-  const PreNormBlock::Options options{config.hidden, static_cast<float>(config.norm_epsilon), config.post_norms};
-  return PreNormBlock::create(options, std::move(attention), std::move(feed_forward), source);
-}
-
-}  // namespace
-
 Result<std::unique_ptr<Model>> Model::load(ModelConfig config, const TensorFile& file, NameStyle style, Backend& backend,
                                            const LoadOptions& options) {
   const uint64_t total = file.tensor_bytes();
@@ -60,7 +40,13 @@ Result<std::unique_ptr<Model>> Model::load(ModelConfig config, const TensorFile&
 Result<void> Model::load_layers(Weights& weights) {
   blocks_.reserve(config_.layers.size());
   for (size_t i = 0; i < config_.layers.size(); ++i) {
-    ASSIGN_OR_RETURN(PreNormBlock block, load_block(config_, static_cast<int64_t>(i), weights, backend_));
+    LayerWeights source(weights, static_cast<int64_t>(i));
+    for (const std::string& role : config_.layers[i].required_roles) {
+      if (source.has(role)) continue;
+      return bad_input(config_.origin + ": tensor " + weights.names().of_layer(static_cast<int64_t>(i), role) +
+                       " is missing (the configuration has " + role + ")");
+    }
+    ASSIGN_OR_RETURN(PreNormBlock block, make_layer(config_, static_cast<int64_t>(i), source, backend_));
     blocks_.push_back(std::move(block));
   }
   return {};

@@ -6,31 +6,35 @@ namespace quipu {
 namespace {
 
 struct Row {
-  std::string_view role, gguf, hugging_face;
+  std::string_view role, gguf, hugging_face;   // without ".weight" and ".bias"
 };
 
-constexpr std::array<Row, 20> kLayerRows = {{
-    {"attention_norm", "attn_norm.weight", "input_layernorm.weight"},
-    {"query", "attn_q.weight", "self_attn.q_proj.weight"},
-    {"key", "attn_k.weight", "self_attn.k_proj.weight"},
-    {"value", "attn_v.weight", "self_attn.v_proj.weight"},
-    {"output", "attn_output.weight", "self_attn.o_proj.weight"},
-    {"query_bias", "attn_q.bias", "self_attn.q_proj.bias"},
-    {"key_bias", "attn_k.bias", "self_attn.k_proj.bias"},
-    {"value_bias", "attn_v.bias", "self_attn.v_proj.bias"},
-    {"output_bias", "attn_output.bias", "self_attn.o_proj.bias"},
-    {"query_norm", "attn_q_norm.weight", "self_attn.q_norm.weight"},
-    {"key_norm", "attn_k_norm.weight", "self_attn.k_norm.weight"},
-    {"attention_post_norm", "post_attention_norm.weight", "post_attention_layernorm.weight"},
-    {"feed_forward_norm", "ffn_norm.weight", "pre_feedforward_layernorm.weight"},
-    {"gate", "ffn_gate.weight", "mlp.gate_proj.weight"},
-    {"up", "ffn_up.weight", "mlp.up_proj.weight"},
-    {"down", "ffn_down.weight", "mlp.down_proj.weight"},
-    {"gate_bias", "ffn_gate.bias", "mlp.gate_proj.bias"},
-    {"up_bias", "ffn_up.bias", "mlp.up_proj.bias"},
-    {"down_bias", "ffn_down.bias", "mlp.down_proj.bias"},
-    {"feed_forward_post_norm", "post_ffw_norm.weight", "post_feedforward_layernorm.weight"},
-}};
+constexpr Row kLayerRows[] = {
+    {"attention_norm", "attn_norm", "input_layernorm"},
+    {"query", "attn_q", "self_attn.q_proj"},
+    {"key", "attn_k", "self_attn.k_proj"},
+    {"value", "attn_v", "self_attn.v_proj"},
+    {"output", "attn_output", "self_attn.o_proj"},
+    {"query_norm", "attn_q_norm", "self_attn.q_norm"},
+    {"key_norm", "attn_k_norm", "self_attn.k_norm"},
+    {"attention_post_norm", "post_attention_norm", "post_attention_layernorm"},
+    {"feed_forward_norm", "ffn_norm", "pre_feedforward_layernorm"},
+    {"gate", "ffn_gate", "mlp.gate_proj"},
+    {"up", "ffn_up", "mlp.up_proj"},
+    {"down", "ffn_down", "mlp.down_proj"},
+    {"feed_forward_post_norm", "post_ffw_norm", "post_feedforward_layernorm"},
+    // latent attention, as DeepSeek's checkpoints and the MTLA module name them
+    {"query_down", "attn_q_a", "self_attn.q_a_proj"},
+    {"query_down_norm", "attn_q_a_norm", "self_attn.q_a_layernorm"},
+    {"query_up", "attn_q_b", "self_attn.q_b_proj"},
+    {"latent_down", "attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa"},
+    {"latent_norm", "attn_kv_a_norm", "self_attn.kv_a_layernorm"},
+    {"latent_up", "attn_kv_b", "self_attn.kv_b_proj"},
+    {"key_up", "attn_k_b", "self_attn.k_b_proj"},
+    {"value_up", "attn_v_b", "self_attn.v_b_proj"},
+    {"hypernet_fc_c", "attn_hypernet_fc_c", "self_attn.hypernet_down.fc_c"},
+    {"hypernet_fc_p", "attn_hypernet_fc_p", "self_attn.hypernet_down.fc_p"},
+};
 
 constexpr std::array<Row, 3> kModelRows = {{
     {"token_embedding", "token_embd.weight", "model.embed_tokens.weight"},
@@ -41,14 +45,20 @@ constexpr std::array<Row, 3> kModelRows = {{
 }  // namespace
 
 std::string NameTable::of_layer(int64_t layer, std::string_view role) const {
+  const bool gguf = style_ == NameStyle::kGguf;
+  const std::string place = (gguf ? "blk." : "model.layers.") + std::to_string(layer) + ".";
+  constexpr std::string_view kBias = "_bias";
+  const bool bias = role.ends_with(kBias);
+  const std::string_view part = bias ? role.substr(0, role.size() - kBias.size()) : role;
+  const std::string ending = bias ? ".bias" : ".weight";
   for (const Row& row : kLayerRows) {
-    if (row.role != role) continue;
-    if (style_ == NameStyle::kGguf) return "blk." + std::to_string(layer) + "." + std::string(row.gguf);
-    std::string_view name = row.hugging_face;
-    if (!post_norms_ && role == "feed_forward_norm") name = "post_attention_layernorm.weight";
-    return "model.layers." + std::to_string(layer) + "." + std::string(name);
+    if (row.role != part) continue;
+    std::string_view name = gguf ? row.gguf : row.hugging_face;
+    if (!gguf && !post_norms_ && part == "feed_forward_norm") name = "post_attention_layernorm";
+    return place + std::string(name) + ending;
   }
-  return {};
+  if (part.find('.') != std::string_view::npos) return place + std::string(part) + ending;
+  return place + (gguf ? "attn_" : "self_attn.") + std::string(part) + ending;
 }
 
 std::string NameTable::of_model(std::string_view role) const {

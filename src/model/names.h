@@ -1,8 +1,13 @@
 // Name tables: what a role of the model is called in a file.
 //
-// Roles are the model's own words. Of one layer: attention_norm, query, key, value, output, query_bias, key_bias,
-// value_bias, output_bias, query_norm, key_norm, attention_post_norm, feed_forward_norm, gate, up, down, gate_bias, up_bias,
-// down_bias, feed_forward_post_norm. Of the whole model: token_embedding, final_norm, logits.
+// Roles are the model's own words. Of one layer: attention_norm, feed_forward_norm, attention_post_norm,
+// feed_forward_post_norm, gate, up, down, and those the rooms list in their headers. Of the whole model: token_embedding,
+// final_norm, logits.
+//
+// The bias of a part is the role "<part>_bias". A role the tables do not know is still a name: a room's own word under the
+// attention of its layer, and "part.word" under that part, so that a new room needs no line here:
+//   memory_gate               model.layers.3.self_attn.memory_gate.weight          blk.3.attn_memory_gate.weight
+//   mixture_of_depths.router  model.layers.3.mixture_of_depths.router.weight       blk.3.mixture_of_depths.router.weight
 #pragma once
 
 #include <cstdint>
@@ -19,9 +24,9 @@ class NameTable {
   // one after attention in those with post norms (Gemma 3).
   NameTable(NameStyle style, bool post_norms) : style_(style), post_norms_(post_norms) {}
 
-  // The name in the file; empty when this style has none for the role.
+  // The name in the file.
   std::string of_layer(int64_t layer, std::string_view role) const;
-  std::string of_model(std::string_view role) const;
+  std::string of_model(std::string_view role) const;   // empty when this style has none
 
  private:
   NameStyle style_;

@@ -40,7 +40,7 @@ std::vector<ConformanceCase> conformance_cases_latent() {
   cases.push_back({.name = "with_everything",
                    .shape = {.hidden = 24},
                    .parameters = all,
-                   .optional_roles = {"query_down_bias", "latent_down_bias", "output_bias", "query_norm_bias",
+                   .optional_roles = {"query_down_bias", "latent_down_bias", "output_bias", "query_down_norm_bias",
                                       "latent_norm_bias", "key_up"},
                    .cache_dtypes = {DType::kF32, DType::kBF16, DType::kQ8_0}});
 

@@ -62,8 +62,8 @@ struct Golden {
   GivenWeights weights(Backend& backend) const {
     const std::pair<const char*, const char*> roles[] = {{"query", "wq.weight"},
                                                          {"query_down", "wq_a.weight"},
-                                                         {"query_norm", "q_norm.weight"},
-                                                         {"query_norm_bias", "q_norm.bias"},
+                                                         {"query_down_norm", "q_norm.weight"},
+                                                         {"query_down_norm_bias", "q_norm.bias"},
                                                          {"query_up", "wq_b.weight"},
                                                          {"latent_down", "wkv_a.weight"},
                                                          {"latent_norm", "kv_norm.weight"},

@@ -45,11 +45,11 @@ GivenWeights random_weights(Backend& backend, const LatentEquations& e, const st
   matrix("output", e.hidden, e.heads * e.value);
   if (e.norm != "none") {
     weights.give("latent_norm", random.vector_values("latent_norm", e.rank));
-    if (e.query_rank > 0) weights.give("query_norm", random.vector_values("query_norm", e.query_rank));
+    if (e.query_rank > 0) weights.give("query_down_norm", random.vector_values("query_down_norm", e.query_rank));
   }
   const std::map<std::string, int64_t> lengths = {{"query_bias", queries},         {"query_down_bias", e.query_rank},
                                                   {"latent_down_bias", width},     {"output_bias", e.hidden},
-                                                  {"query_norm_bias", e.query_rank}, {"latent_norm_bias", e.rank}};
+                                                  {"query_down_norm_bias", e.query_rank}, {"latent_norm_bias", e.rank}};
   for (const std::string& role : optional) weights.give(role, random.vector_values(role, lengths.at(role)));
   return weights;
 }
@@ -85,7 +85,7 @@ INSTANTIATE_TEST_SUITE_P(
         Config{"full_query_rms", {20, 3, 0, 13, 7, 6, 5, "rms", 1e-6, true}},
         Config{"low_rank_query_rms", {20, 3, 9, 16, 8, 4, 12, "rms", 1e-3, true}, {"query_down_bias", "output_bias"}},
         Config{"low_rank_query_layer_half_split", {12, 2, 7, 40, 6, 8, 9, "layer", 1e-5, false, 100.0},
-               {"latent_norm_bias", "query_norm_bias", "latent_down_bias"}},
+               {"latent_norm_bias", "query_down_norm_bias", "latent_down_bias"}},
         Config{"no_norm", {10, 4, 0, 6, 5, 4, 3, "none", 0, false}, {"query_bias", "latent_down_bias"}},
         Config{"no_rope", {10, 2, 5, 6, 5, 0, 3, "rms", 1e-6, false}}),
     [](const auto& test) { return test.param.name; });

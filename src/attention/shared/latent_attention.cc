@@ -113,7 +113,7 @@ Result<void> LatentAttention::bind(WeightSource& weights) {
     const std::string rank_meaning = term("query_rank", s_.query_rank);
     ASSIGN_OR_RETURN(query_down_, weights.matrix("query_down", s_.query_rank, s_.hidden, rank_meaning));
     ASSIGN_OR_RETURN(query_down_bias_, optional_vector(weights, "query_down_bias", s_.query_rank, rank_meaning));
-    RETURN_IF_ERROR(bind_norm("query_norm", s_.query_rank, "query_rank", query_norm_, query_norm_bias_));
+    RETURN_IF_ERROR(bind_norm("query_down_norm", s_.query_rank, "query_rank", query_down_norm_, query_down_norm_bias_));
     ASSIGN_OR_RETURN(query_up_, weights.matrix("query_up", query_rows, s_.query_rank, query_meaning));
   } else {
     ASSIGN_OR_RETURN(query_, weights.matrix("query", query_rows, s_.hidden, query_meaning));
@@ -241,7 +241,7 @@ LatentAttention::Projected LatentAttention::project(Backend& backend, MatrixView
       {result.latent, latent_down_.get(), data_or_null(latent_down_bias_)}};
   backend.matmul(projections, x);
   if (low_rank) {
-    norm(backend, low, query_norm_, query_norm_bias_);
+    norm(backend, low, query_down_norm_, query_down_norm_bias_);
     backend.matmul(result.query, *query_up_, low);
   }
   norm(backend, result.latent.cols_from(0, s_.rank), latent_norm_, latent_norm_bias_);
@@ -319,8 +319,8 @@ int64_t LatentAttention::weight_bytes() const {
   for (const auto& matrix : key_up_) bytes += matrix->bytes();
   for (const auto& matrix : value_up_) bytes += matrix->bytes();
   size_t floats = s_.rope.inverse_frequency.size();
-  for (const auto* values : {&query_bias_, &query_down_bias_, &latent_down_bias_, &output_bias_, &query_norm_,
-                             &query_norm_bias_, &latent_norm_, &latent_norm_bias_}) {
+  for (const auto* values : {&query_bias_, &query_down_bias_, &latent_down_bias_, &output_bias_, &query_down_norm_,
+                             &query_down_norm_bias_, &latent_norm_, &latent_norm_bias_}) {
     floats += values->size();
   }
   return bytes + static_cast<int64_t>(floats * sizeof(float));

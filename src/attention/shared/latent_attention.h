@@ -13,13 +13,13 @@
 //   rope_...                  attention/shared/rope_frequencies.h (interleaved for DeepSeek and MTLA weights)
 // Weight roles:
 //   query [heads * (nope_dim + rope_dim), hidden], per head [nope | rope]; with query_rank instead of it:
-//     query_down [query_rank, hidden]  query_norm [query_rank]  query_up [heads * (nope_dim + rope_dim), query_rank]
+//     query_down [query_rank, hidden]  query_down_norm [query_rank]  query_up [heads * (nope_dim + rope_dim), query_rank]
 //   latent_down [latent_rank + rope_dim, hidden]   rows [latent | shared rotary key]
 //   latent_norm [latent_rank]
 //   latent_up [heads * (nope_dim + value_dim), latent_rank], per head [key | value]; or, when there is key_up,
 //     key_up [heads * latent_rank, nope_dim] (transposed per head)  value_up [heads * value_dim, latent_rank]
 //   output [hidden, heads * value_dim]
-//   query_bias or query_down_bias, latent_down_bias, output_bias, query_norm_bias and latent_norm_bias (norm layer):
+//   query_bias or query_down_bias, latent_down_bias, output_bias, query_down_norm_bias and latent_norm_bias (norm layer):
 //     used when the file has them
 #pragma once
 
@@ -107,7 +107,7 @@ class LatentAttention {
   std::vector<std::unique_ptr<PackedMatrix>> value_up_;   // per head [value_dim, rank]; not for kExpanded
   std::unique_ptr<PackedMatrix> latent_up_;               // [heads * up_dim, rank]; not for kAbsorbed
   std::vector<float> query_bias_, query_down_bias_, latent_down_bias_, output_bias_;
-  std::vector<float> query_norm_, query_norm_bias_, latent_norm_, latent_norm_bias_;
+  std::vector<float> query_down_norm_, query_down_norm_bias_, latent_norm_, latent_norm_bias_;
 };
 
 }  // namespace quipu

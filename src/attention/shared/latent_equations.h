@@ -149,7 +149,7 @@ struct LatentEquations {
     Matrix q;
     if (query_rank > 0) {
       Matrix low = project("query_down", x, "query_down_bias");
-      for (auto& row : low) normalise(row, row.size(), "query_norm");
+      for (auto& row : low) normalise(row, row.size(), "query_down_norm");
       q = project("query_up", low, "");
     } else {
       q = project("query", x, "query_bias");

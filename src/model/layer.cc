@@ -1,0 +1,28 @@
+#include "model/layer.h"
+
+namespace quipu {
+namespace {
+
+Error of_origin(const ModelConfig& config, const Error& error) {
+  return Error{error.error_class, config.origin + ": " + error.message};
+}
+
+}  // namespace
+
+Result<PreNormBlock> make_layer(const ModelConfig& config, int64_t index, WeightSource& source, Backend& backend) {
+  const LayerConfig& layer = config.layers[static_cast<size_t>(index)];
+  const auto room = find_room(layer.room);
+  if (!room.ok()) return of_origin(config, room.error());
+  ASSIGN_OR_RETURN(auto attention, (*room)->create({config.hidden, index}, layer.attention, source, backend));
+  const FeedForwardConfig& feed = layer.feed_forward;
+  const GatedMlp::Options mlp{feed.activation, config.hidden, feed.inner, feed.bias};
+  ASSIGN_OR_RETURN(auto feed_forward, GatedMlp::create(mlp, source));
+  if (layer.mixture_of_depths.has_value()) {
+    return bad_input(config.origin + ": layer " + std::to_string(index) +
+                     " has mixture_of_depths, which cannot be run yet");
+  }
+  const PreNormBlock::Options options{config.hidden, static_cast<float>(config.norm_epsilon), config.post_norms};
+  return PreNormBlock::create(options, std::move(attention), std::move(feed_forward), source);
+}
+
+}  // namespace quipu

@@ -1,0 +1,13 @@
+// One layer of a model from its configuration: which parts it has and where each takes its weights.
+#pragma once
+
+#include "attention/attention.h"
+#include "blocks/pre_norm.h"
+#include "model/config.h"
+
+namespace quipu {
+
+// Takes what config.layers[index] asks for out of `source`. Errors name the setting or tensor that is wrong first.
+Result<PreNormBlock> make_layer(const ModelConfig& config, int64_t index, WeightSource& source, Backend& backend);
+
+}  // namespace quipu
