@@ -120,7 +120,6 @@ class TrainableModel {
   double step_flops(std::span<const int64_t> offsets) const;
 
  private:
-  // One layer, or the embedding and output around them: which parameters it has.
   struct Layer {
     std::unique_ptr<TrainableBlock<Real>> block;
     size_t first_parameter = 0;
@@ -134,8 +133,8 @@ class TrainableModel {
   Result<void> build();
   void declare(int64_t layer, const ParameterSpec& spec);
   Result<void> allocate();
-  Result<void> check(const TrainBatch& batch, const StateExchange<Real>& states) const;
-  Result<void> begin(Pass& pass, const TrainBatch& batch);
+  Result<void> check(const TrainBatch& batch, const TrainOptions& options, const StateExchange<Real>& states) const;
+  Result<Pass> begin(const TrainBatch& batch, bool training);
   LayerOptions<Real> layer_options(const Pass& pass, size_t layer) const;
   double forward_layer(const Pass& pass, size_t layer);
   LossSums loss(const Pass& pass, const RowLosses<Real>& rows, bool backward);

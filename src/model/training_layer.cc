@@ -1,0 +1,21 @@
+#include "model/training_layer.h"
+
+namespace quipu {
+
+template <class Real>
+Result<std::unique_ptr<TrainableBlock<Real>>> make_trainable_layer(const ModelConfig& config, int64_t index) {
+  const LayerConfig& layer = config.layers[static_cast<size_t>(index)];
+  ASSIGN_OR_RETURN(auto attention,
+                   create_training<Real>(layer.room, {config.hidden, index}, layer.attention, layer.required_roles));
+  const FeedForwardConfig& feed = layer.feed_forward;
+  auto feed_forward = make_trainable_gated_mlp<Real>({feed.activation, config.hidden, feed.inner, feed.bias});
+  if (layer.mixture_of_depths.has_value()) {
+    return usage_error(config.origin + ": layer " + std::to_string(index) + " has mixture_of_depths, which cannot be trained yet");
+  }
+  return make_trainable_pre_norm<Real>({config.hidden, config.norm_epsilon}, std::move(attention), std::move(feed_forward));
+}
+
+template Result<std::unique_ptr<TrainableBlock<float>>> make_trainable_layer(const ModelConfig&, int64_t);
+template Result<std::unique_ptr<TrainableBlock<double>>> make_trainable_layer(const ModelConfig&, int64_t);
+
+}  // namespace quipu
