@@ -283,8 +283,10 @@ int64_t Infini::flops_per_token() const {
 }
 
 int64_t Infini::context_flops(int64_t tokens) const {
-  const int64_t window = s_.segment_tokens * (s_.previous_window ? 2 : 1);
-  return 2 * s_.heads * (s_.head_dim + s_.value_dim) * std::min(tokens, window);
+  // The last of `tokens` tokens sees its segment up to itself, and with a window all of the one before.
+  const int64_t open = tokens == 0 ? 0 : (tokens - 1) % s_.segment_tokens + 1;
+  const int64_t seen = open + (s_.previous_window && tokens > open ? s_.segment_tokens : 0);
+  return 2 * s_.heads * (s_.head_dim + s_.value_dim) * seen;
 }
 
 int64_t Infini::context_bytes_read(int64_t tokens, const StateOptions& options) const {

@@ -41,6 +41,30 @@ enum class WriteGate { kNone, kSoft, kHard };
 
 class Infini final : public Attention {
  public:
+  struct Settings {
+    int64_t hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, value_dim = 0;
+    float scale = 1.0f;
+    int64_t segment_tokens = 0;
+    MemoryRule rule = MemoryRule::kLinear;
+    FeatureMap map;
+    ReadNorm norm = ReadNorm::kSum;
+    bool token_gate = false;
+    WriteGate write_gate = WriteGate::kNone;
+    bool previous_window = false;
+    bool first_segment_gated = true;
+    bool compensated = false;
+    RopeSettings rope;
+
+    int64_t group() const { return heads / kv_heads; }
+    bool has_sum() const { return rule == MemoryRule::kDelta || norm == ReadNorm::kSum; }
+    int64_t memory_floats() const { return kv_heads * map.count() * value_dim; }
+    int64_t sum_floats() const { return kv_heads * map.count(); }
+    // Keys and values kept for local attention, in whole pages of kPageRows rows.
+    int64_t local_pages() const;
+  };
+  // The hyperparameters, checked: what inference and training build on.
+  static Result<Settings> read_settings(const AttentionShape& shape, const HyperParameters& parameters);
+
   static Result<std::unique_ptr<Attention>> create(const AttentionShape& shape, const HyperParameters& parameters,
                                                    WeightSource& weights, Backend& backend);
 
@@ -63,32 +87,10 @@ class Infini final : public Attention {
   int64_t features() const { return s_.map.count(); }
 
  private:
-  struct Settings {
-    int64_t hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, value_dim = 0;
-    float scale = 1.0f;
-    int64_t segment_tokens = 0;
-    MemoryRule rule = MemoryRule::kLinear;
-    FeatureMap map;
-    ReadNorm norm = ReadNorm::kSum;
-    bool token_gate = false;
-    WriteGate write_gate = WriteGate::kNone;
-    bool previous_window = false;
-    bool first_segment_gated = true;
-    bool compensated = false;
-    RopeSettings rope;
-
-    int64_t group() const { return heads / kv_heads; }
-    bool has_sum() const { return rule == MemoryRule::kDelta || norm == ReadNorm::kSum; }
-    int64_t memory_floats() const { return kv_heads * map.count() * value_dim; }
-    int64_t sum_floats() const { return kv_heads * map.count(); }
-    // Keys and values kept for local attention, in whole pages of kPageRows rows.
-    int64_t local_pages() const;
-  };
   struct Regions;   // the numbers of the regions a state has
   struct Cursor;    // one sequence of a batch: its state, and how far it is
   struct Step;      // scratch and views of one forward()
   struct TileTask;  // one tile of one head's memory
-  static Result<Settings> read_settings(const AttentionShape& shape, const HyperParameters& parameters);
   static Result<void> read_memory_settings(Settings& s, const HyperParameters& parameters);
   Result<void> bind(WeightSource& weights, Backend& backend);
   Regions regions() const;
