@@ -30,15 +30,21 @@ Result<int64_t> read_hyper_dim(const HyperParameters& p, int64_t rank) {
 
 }  // namespace
 
+Result<TemporalLatentSettings> read_temporal_latent_settings(const AttentionShape& shape, const HyperParameters& parameters) {
+  TemporalLatentSettings settings;
+  ASSIGN_OR_RETURN(settings.latent, read_latent_settings(shape, parameters));
+  ASSIGN_OR_RETURN(settings.stride, parameters.integer("stride", 1, kMostStride));
+  ASSIGN_OR_RETURN(settings.hyper_dim, read_hyper_dim(parameters, settings.latent.rank));
+  return settings;
+}
+
 Result<std::unique_ptr<Attention>> TemporalLatent::create(const AttentionShape& shape, const HyperParameters& parameters,
                                                           WeightSource& weights, Backend& backend) {
-  ASSIGN_OR_RETURN(const LatentSettings settings, read_latent_settings(shape, parameters));
-  ASSIGN_OR_RETURN(const int64_t stride, parameters.integer("stride", 1, kMostStride));
-  ASSIGN_OR_RETURN(const int64_t hyper_dim, read_hyper_dim(parameters, settings.rank));
-  ASSIGN_OR_RETURN(LatentAttention core, LatentAttention::create(settings, weights, backend));
+  ASSIGN_OR_RETURN(const TemporalLatentSettings settings, read_temporal_latent_settings(shape, parameters));
+  ASSIGN_OR_RETURN(LatentAttention core, LatentAttention::create(settings.latent, weights, backend));
   std::unique_ptr<TemporalLatent> room(new TemporalLatent(std::move(core)));
-  room->stride_ = stride;
-  room->hyper_dim_ = hyper_dim;
+  room->stride_ = settings.stride;
+  room->hyper_dim_ = settings.hyper_dim;
   RETURN_IF_ERROR(room->bind(weights));
   return std::unique_ptr<Attention>(std::move(room));
 }

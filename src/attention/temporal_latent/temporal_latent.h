@@ -22,6 +22,13 @@
 
 namespace quipu {
 
+struct TemporalLatentSettings {
+  LatentSettings latent;
+  int64_t stride = 1;
+  int64_t hyper_dim = 0;   // 0: unit weights
+};
+Result<TemporalLatentSettings> read_temporal_latent_settings(const AttentionShape& shape, const HyperParameters& parameters);
+
 class TemporalLatent final : public Attention {
  public:
   static Result<std::unique_ptr<Attention>> create(const AttentionShape& shape, const HyperParameters& parameters,
