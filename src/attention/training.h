@@ -68,11 +68,11 @@ template <class Real>
 struct LayerOptions {
   // [rows] or empty (1): the memory takes a row's write that many times (Infini's repeat-count augmentation: the same
   // count in every row of a pure-filler segment). Rooms without such a memory ignore it.
-  std::span<const float> write_repeats;
+  std::span<const float> write_repeats = {};
   // Initial memory of every sequence, [sequences, state_elements()], detached; empty: the room's empty memory.
-  std::span<const Real> initial_state;
+  std::span<const Real> initial_state = {};
   // Where to put the memory after the last row, same shape; empty: not wanted. Written by forward.
-  std::span<Real> final_state;
+  std::span<Real> final_state = {};
   // Weight of the mean write strength in the loss (Infini's write gates).
   double write_penalty = 0;
   // Weight of the routers' auxiliary losses (Mixture-of-Depths).

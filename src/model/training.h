@@ -42,7 +42,7 @@ struct TrainBatch {
 struct TrainOptions {
   double z_loss = 0;
   // Layers with a memory: LayerOptions, the same for all of them but for the states.
-  std::span<const float> write_repeats;            // [rows] or empty
+  std::span<const float> write_repeats = {};       // [rows] or empty
   double write_penalty = 0;
   double router_loss = 0;
   bool serving = false;

@@ -20,6 +20,7 @@ inline F32 f_fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
 inline F32 f_max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
 inline F32 f_min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
 inline F32 f_abs(F32 a) { return _mm512_abs_ps(a); }
+inline F32 f_sqrt(F32 a) { return _mm512_sqrt_ps(a); }
 inline F32 f_round(F32 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline F32 f_from_i(I32 a) { return _mm512_cvtepi32_ps(a); }
 inline I32 i_from_f(F32 a) { return _mm512_cvtps_epi32(a); }

@@ -33,6 +33,7 @@ inline F32 f_fma(const F32& a, const F32& b, const F32& c) { return f_map([&](in
 inline F32 f_max(const F32& a, const F32& b) { return f_map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
 inline F32 f_min(const F32& a, const F32& b) { return f_map([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
 inline F32 f_abs(const F32& a) { return f_map([&](int i) { return __builtin_fabsf(a.v[i]); }); }
+inline F32 f_sqrt(const F32& a) { return f_map([&](int i) { return __builtin_sqrtf(a.v[i]); }); }
 inline F32 f_round(const F32& a) { return f_map([&](int i) { return __builtin_nearbyintf(a.v[i]); }); }
 inline F32 f_from_i(const I32& a) { return f_map([&](int i) { return static_cast<float>(a.v[i]); }); }
 inline I32 i_from_f(const F32& a) {

@@ -1,0 +1,368 @@
+// The training operations of the CPU against the reference's, on every instruction set of the machine, at sizes around the
+// edges of vectors, tiles, panels and blocks.
+#include "backend/cpu/cpu_training.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "backend/reference/reference_training.h"
+#include "ops/gradient_check_for_test.h"
+
+namespace quipu {
+namespace {
+
+using testing::HasSubstr;
+
+std::vector<Isa> machine_isas() {
+  std::vector<Isa> isas;
+  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
+    if (isa <= best_isa()) isas.push_back(isa);
+  }
+  return isas;
+}
+
+// The same numbers for both sides: floats, and their exact doubles.
+struct Pair {
+  std::vector<float> f;
+  std::vector<double> d;
+  int64_t rows = 0, cols = 0;
+  Pair(int64_t rows_in, int64_t cols_in, uint64_t seed, double deviation = 1.0) : rows(rows_in), cols(cols_in) {
+    for (const double value : random_doubles(rows * cols, seed, deviation)) f.push_back(static_cast<float>(value));
+    d.assign(f.begin(), f.end());
+  }
+  MatrixView<float> fv() { return {f.data(), rows, cols}; }
+  MatrixView<double> dv() { return {d.data(), rows, cols}; }
+};
+
+// Largest difference against the size of the whole result. Sums of n products of fp32 are off by about sqrt(n) epsilon of
+// their terms, 6e-8 each; terms are about 1 here, so that a result that cancels is held to a tenth of that.
+void expect_close(const std::string& what, std::span<const float> found, std::span<const double> expected, double tolerance = 2e-6) {
+  ASSERT_EQ(found.size(), expected.size()) << what;
+  double scale = 0.1;
+  for (const double value : expected) scale = std::max(scale, std::abs(value));
+  for (size_t i = 0; i < found.size(); ++i) {
+    ASSERT_FALSE(std::isnan(found[i])) << what << " " << i;
+    ASSERT_NEAR(static_cast<double>(found[i]), expected[i], tolerance * scale) << what << ", element " << i << " of " << found.size();
+  }
+}
+void expect_close(const std::string& what, const Pair& pair, double tolerance = 2e-6) { expect_close(what, pair.f, pair.d, tolerance); }
+
+// One instruction set with fp32 products, beside the reference.
+struct Sides {
+  explicit Sides(Isa isa, MatmulPrecision precision = MatmulPrecision::kFull, int threads = 2) {
+    auto made = make_cpu_training_ops({.threads = threads, .isa = isa, .precision = precision});
+    CHECK(made.ok()) << made.error().message;
+    cpu = std::move(*made);
+  }
+  std::unique_ptr<TrainingOps<float>> cpu;
+  std::unique_ptr<TrainingOps<double>> reference = make_reference_training_ops();
+};
+
+class CpuTraining : public testing::TestWithParam<Isa> {};
+
+TEST_P(CpuTraining, MatmulAndItsBackwardAgreeAtSizesAroundEveryEdge) {
+  Sides s(GetParam());
+  struct Size {
+    int64_t rows, cols, wide, narrow;
+  };
+  for (const Size size : {Size{1, 1, 1, 1}, {3, 7, 5, 33}, {12, 16, 32, 31}, {13, 255, 64, 17}, {97, 257, 65, 100}, {200, 513, 40, 9}}) {
+    const std::string at = " at " + std::to_string(size.rows) + "x" + std::to_string(size.cols);
+    Pair x(size.rows, size.cols, 1), w1(size.wide, size.cols, 2), w2(size.narrow, size.cols, 3), bias(1, size.wide, 4);
+    Pair y1(size.rows, size.wide, 5), y2(size.rows, size.narrow, 6);
+    const LinearForward<float> f[] = {{y1.fv(), w1.fv(), bias.f.data()}, {y2.fv(), w2.fv()}};
+    const LinearForward<double> d[] = {{y1.dv(), w1.dv(), bias.d.data()}, {y2.dv(), w2.dv()}};
+    s.cpu->matmul(f, x.fv());
+    s.reference->matmul(d, x.dv());
+    expect_close("y1" + at, y1);
+    expect_close("y2" + at, y2);
+
+    Pair dy1(size.rows, size.wide, 7), dy2(size.rows, size.narrow, 8), dx(size.rows, size.cols, 9), dw1(size.wide, size.cols, 10);
+    Pair dw2(size.narrow, size.cols, 11), dbias(1, size.wide, 12);
+    for (const Gradient gradient : {Gradient::kWrite, Gradient::kAdd}) {
+      const LinearBackward<float> fb[] = {{dy1.fv(), w1.fv(), dw1.fv(), dbias.f.data()}, {dy2.fv(), w2.fv(), dw2.fv()}};
+      const LinearBackward<double> db[] = {{dy1.dv(), w1.dv(), dw1.dv(), dbias.d.data()}, {dy2.dv(), w2.dv(), dw2.dv()}};
+      s.cpu->matmul_backward(dx.fv(), fb, x.fv(), gradient);
+      s.reference->matmul_backward(dx.dv(), db, x.dv(), gradient);
+      expect_close("dx" + at, dx);
+      expect_close("dw1" + at, dw1);
+      expect_close("dw2" + at, dw2);
+      expect_close("dbias" + at, dbias);
+    }
+  }
+}
+
+TEST_P(CpuTraining, Bfloat16ProductsAreThoseOfRoundedFactors) {
+  Sides s(GetParam(), MatmulPrecision::kBfloat16);
+  Pair x(50, 300, 1), w(40, 300, 2), y(50, 40, 3), dx(50, 300, 4), dw(40, 300, 5), dy(50, 40, 6);
+  // Both factors are rounded, sums are exact: 2^-9 of each product, random in sign.
+  s.cpu->matmul(y.fv(), x.fv(), w.fv());
+  s.reference->matmul(y.dv(), x.dv(), w.dv());
+  expect_close("y", y, 4e-3);
+  s.cpu->matmul_backward(dx.fv(), LinearBackward<float>{dy.fv(), w.fv(), dw.fv()}, x.fv());
+  s.reference->matmul_backward(dx.dv(), LinearBackward<double>{dy.dv(), w.dv(), dw.dv()}, x.dv());
+  expect_close("dx", dx, 4e-3);
+  expect_close("dw", dw, 4e-3);
+
+  // Factors that bfloat16 holds exactly give exact products; halfway cases go to even.
+  Pair whole(3, 64, 1), ones(1, 64, 1), sum(3, 1, 1);
+  std::fill(whole.f.begin(), whole.f.end(), 0.0f);
+  std::fill(ones.f.begin(), ones.f.end(), 1.0f);
+  whole.f[0] = 257.0f;   // between 256 and 258: 256
+  whole.f[64] = 259.0f;  // between 258 and 260: 260
+  whole.f[128] = -1.0f;
+  whole.f[129] = std::numeric_limits<float>::quiet_NaN();
+  s.cpu->matmul(sum.fv(), whole.fv(), ones.fv());
+  EXPECT_EQ(sum.f[0], 256.0f);
+  EXPECT_EQ(sum.f[1], 260.0f);
+  EXPECT_TRUE(std::isnan(sum.f[2]));
+}
+
+TEST_P(CpuTraining, BatchedGemmAgreesInAllOrders) {
+  Sides s(GetParam());
+  constexpr int64_t kM = 14, kN = 35, kK = 300, kBatch = 3;
+  for (const GemmKind kind : {GemmKind::kNN, GemmKind::kNT, GemmKind::kTN}) {
+    for (const double beta : {0.0, 1.0, 0.5}) {
+      Pair a(kBatch, kM * kK, 1), b(kBatch, kN * kK, 2), c(kBatch, kM * kN, 3);
+      const auto fill = [&](auto& gemm, auto* cp, const auto* ap, const auto* bp) {
+        gemm.kind = kind, gemm.m = kM, gemm.n = kN, gemm.k = kK, gemm.batch = kBatch;
+        gemm.c = cp, gemm.a = ap, gemm.b = bp;
+        gemm.c_ld = kN, gemm.a_ld = kind == GemmKind::kTN ? kM : kK, gemm.b_ld = kind == GemmKind::kNT ? kK : kN;
+        gemm.c_step = kM * kN, gemm.a_step = kM * kK, gemm.b_step = kN * kK;
+        gemm.alpha = static_cast<std::remove_reference_t<decltype(gemm.alpha)>>(0.7);
+        gemm.beta = static_cast<std::remove_reference_t<decltype(gemm.beta)>>(beta);
+      };
+      BatchedGemm<float> f;
+      BatchedGemm<double> d;
+      fill(f, c.f.data(), a.f.data(), b.f.data());
+      fill(d, c.d.data(), a.d.data(), b.d.data());
+      s.cpu->batched_gemm(f);
+      s.reference->batched_gemm(d);
+      expect_close("kind " + std::to_string(static_cast<int>(kind)) + " beta " + std::to_string(beta), c);
+    }
+  }
+}
+
+TEST_P(CpuTraining, RowOperationsAgree) {
+  Sides s(GetParam());
+  for (const int64_t cols : {1, 15, 16, 33, 100}) {
+    constexpr int64_t kRows = 300;
+    const std::string at = " at " + std::to_string(cols);
+    Pair x(kRows, cols, 1, 2.0), weight(1, cols, 2), bias(1, cols, 3), dy(kRows, cols, 4), out(kRows, cols, 5), scale(1, kRows, 6);
+    Pair moments(kRows, 2, 7), dx(kRows, cols, 8), dweight(1, cols, 9), dbias(1, cols, 10);
+    s.cpu->rms_norm(out.fv(), scale.f, x.fv(), weight.f, 0.01f);
+    s.reference->rms_norm(out.dv(), scale.d, x.dv(), weight.d, static_cast<double>(0.01f));
+    expect_close("rms" + at, out);
+    s.cpu->rms_norm_backward(dx.fv(), dweight.f, dy.fv(), {x.fv(), scale.f, weight.f}, Gradient::kAdd);
+    s.reference->rms_norm_backward(dx.dv(), dweight.d, dy.dv(), {x.dv(), scale.d, weight.d}, Gradient::kAdd);
+    expect_close("rms dx" + at, dx);
+    expect_close("rms dweight" + at, dweight);
+    s.cpu->layer_norm(out.fv(), moments.fv(), x.fv(), {weight.f, bias.f, 0.01f});
+    s.reference->layer_norm(out.dv(), moments.dv(), x.dv(), {weight.d, bias.d, static_cast<double>(0.01f)});
+    expect_close("layer" + at, out);
+    s.cpu->layer_norm_backward(dx.fv(), {dweight.f, dbias.f}, dy.fv(), {x.fv(), moments.f, weight.f});
+    s.reference->layer_norm_backward(dx.dv(), {dweight.d, dbias.d}, dy.dv(), {x.dv(), moments.d, weight.d});
+    expect_close("layer dx" + at, dx, 1e-5);
+    expect_close("layer dweight" + at, dweight);
+    expect_close("layer dbias" + at, dbias);
+    Pair gate(kRows, cols, 11, 3.0), up(kRows, cols, 12);
+    for (const GateActivation activation : {GateActivation::kSilu, GateActivation::kGeluTanh}) {
+      s.cpu->gated_activation(out.fv(), gate.fv(), up.fv(), activation);
+      s.reference->gated_activation(out.dv(), gate.dv(), up.dv(), activation);
+      expect_close("gated" + at, out);
+      Pair dgate(kRows, cols, 13), dup(kRows, cols, 14);
+      s.cpu->gated_activation_backward(dgate.fv(), dup.fv(), dy.fv(), {gate.fv(), up.fv()}, activation);
+      s.reference->gated_activation_backward(dgate.dv(), dup.dv(), dy.dv(), {gate.dv(), up.dv()}, activation);
+      expect_close("dgate" + at, dgate);
+      expect_close("dup" + at, dup);
+    }
+    s.cpu->add(out.fv(), x.fv(), 0.25f);
+    s.reference->add(out.dv(), x.dv(), 0.25);
+    expect_close("add" + at, out);
+  }
+}
+
+TEST_P(CpuTraining, TablesRoutesAndRotationsAgree) {
+  Sides s(GetParam());
+  Pair table(9, 40, 1), out(200, 40, 2), dtable(9, 40, 3);
+  std::vector<int32_t> ids;
+  for (int i = 0; i < 200; ++i) ids.push_back(i * i % 9);
+  s.cpu->embed(out.fv(), ids, table.fv(), 1.5f);
+  s.reference->embed(out.dv(), ids, table.dv(), 1.5);
+  expect_close("embed", out);
+  s.cpu->embed_backward(dtable.fv(), ids, out.fv(), 1.5f);
+  s.reference->embed_backward(dtable.dv(), ids, out.dv(), 1.5);
+  expect_close("embed backward", dtable);
+  const std::vector<int32_t> index{150, 3, 60};
+  Pair few(3, 40, 4), factor(1, 3, 5);
+  s.cpu->scatter_add_rows(out.fv(), few.fv(), index, factor.f);
+  s.reference->scatter_add_rows(out.dv(), few.dv(), index, factor.d);
+  expect_close("scatter", out);
+  s.cpu->gather_rows(few.fv(), out.fv(), index);
+  s.reference->gather_rows(few.dv(), out.dv(), index);
+  expect_close("gather", few);
+
+  std::vector<int64_t> positions;
+  for (int64_t i = 0; i < 200; ++i) positions.push_back(i * 7 % 311);
+  const std::vector<float> frequency{1.0f, 0.5f, 0.25f, 0.125f, 0.0625f, 0.03f, 0.02f, 0.01f, 0.005f, 1.1f, 0.7f, 0.3f, 0.2f, 0.1f, 0.05f, 0.04f, 0.9f};
+  for (const bool interleaved : {false, true}) {
+    for (const Direction direction : {Direction::kForward, Direction::kBackward}) {
+      const RopeOptions options{.interleaved = interleaved, .rotary_dim = 34, .magnitude = 1.25f};
+      s.cpu->rope(out.fv(), 40, positions, frequency, options, direction);
+      s.reference->rope(out.dv(), 40, positions, frequency, options, direction);
+      expect_close("rope", out);
+    }
+  }
+}
+
+struct AttentionCase {
+  const char* name;
+  int64_t heads, kv_heads, key_dim, value_dim, window;
+  double softcap;
+  int64_t stride;   // 0: no self keys; else chunks whose end the keys of later ones see
+};
+
+TEST_P(CpuTraining, AttentionAgreesForEveryShapeAndPattern) {
+  Sides s(GetParam());
+  for (const AttentionCase a : {AttentionCase{"multi head", 2, 2, 16, 16, 0, 0.0, 0}, {"grouped, wide values", 4, 2, 33, 70, 0, 0.0, 0},
+                                {"multi query, window", 3, 1, 80, 8, 37, 0.0, 0}, {"softcap", 2, 1, 20, 12, 0, 1.5, 0},
+                                {"self keys", 4, 2, 24, 40, 0, 0.0, 3}, {"deep keys", 1, 1, 300, 5, 100, 0.0, 0}}) {
+    SCOPED_TRACE(a.name);
+    constexpr int64_t kRows = 300;
+    const std::vector<AttentionSlice> slices{{0, 1, 0, 1}, {1, 0, 1, 0}, {1, 180, 1, 180}, {181, 119, 181, 119}};
+    std::vector<KeyRange> visible;
+    for (const AttentionSlice& slice : slices) {
+      for (int64_t i = 0; i < slice.queries; ++i) {
+        const int64_t end = a.stride > 0 ? i / a.stride * a.stride : i + 1;
+        visible.push_back({static_cast<int32_t>(a.window > 0 ? std::max<int64_t>(0, end - a.window) : 0), static_cast<int32_t>(end)});
+      }
+    }
+    const AttentionPattern pattern{.slices = slices, .visible = visible, .heads = a.heads, .kv_heads = a.kv_heads, .key_dim = a.key_dim,
+                                   .value_dim = a.value_dim, .scale = 1.5 / std::sqrt(static_cast<double>(a.key_dim)), .softcap = a.softcap};
+    const int64_t keys = a.kv_heads * a.key_dim, values = a.kv_heads * a.value_dim;
+    Pair q(kRows, a.heads * a.key_dim, 1), k(kRows, keys, 2), v(kRows, values, 3), self_k(kRows, keys, 4), self_v(kRows, values, 5);
+    Pair out(kRows, a.heads * a.value_dim, 6), lse(kRows, a.heads, 7), dout(kRows, a.heads * a.value_dim, 8);
+    Pair dq = q, dk = k, dv = v, dself_k = self_k, dself_v = self_v;
+    AttentionInputs<float> f{q.fv(), k.fv(), v.fv()};
+    AttentionInputs<double> d{q.dv(), k.dv(), v.dv()};
+    AttentionGradients<float> fg{dq.fv(), dk.fv(), dv.fv()};
+    AttentionGradients<double> dg{dq.dv(), dk.dv(), dv.dv()};
+    if (a.stride > 0) {
+      f.self_k = self_k.fv(), f.self_v = self_v.fv(), d.self_k = self_k.dv(), d.self_v = self_v.dv();
+      fg.dself_k = dself_k.fv(), fg.dself_v = dself_v.fv(), dg.dself_k = dself_k.dv(), dg.dself_v = dself_v.dv();
+    }
+    s.cpu->attention(out.fv(), lse.fv(), f, pattern);
+    s.reference->attention(out.dv(), lse.dv(), d, pattern);
+    expect_close("out", out);
+    expect_close("log_sum_exp", lse);
+    s.cpu->attention_backward(fg, dout.fv(), f, {out.fv(), lse.fv()}, pattern);
+    s.reference->attention_backward(dg, dout.dv(), d, {out.dv(), lse.dv()}, pattern);
+    expect_close("dq", dq, 5e-6);
+    expect_close("dk", dk, 5e-6);
+    expect_close("dv", dv, 5e-6);
+    if (a.stride == 0) continue;
+    expect_close("dself_k", dself_k, 5e-6);
+    expect_close("dself_v", dself_v, 5e-6);
+  }
+}
+
+TEST_P(CpuTraining, ANaNInQueriesOrLogitsReachesTheResult) {
+  Sides s(GetParam());
+  Pair q(70, 16, 1), k(70, 16, 2), v(70, 16, 3), out(70, 16, 4), lse(70, 1, 5);
+  q.f[5 * 16 + 3] = std::numeric_limits<float>::quiet_NaN();
+  const AttentionSlice slice{0, 70, 0, 70};
+  std::vector<KeyRange> visible;
+  for (int32_t i = 0; i < 70; ++i) visible.push_back({0, i + 1});
+  s.cpu->attention(out.fv(), lse.fv(), {q.fv(), k.fv(), v.fv()},
+                   {.slices = {&slice, 1}, .visible = visible, .heads = 1, .kv_heads = 1, .key_dim = 16, .value_dim = 16});
+  EXPECT_TRUE(std::isnan(out.f[5 * 16]));
+  EXPECT_FALSE(std::isnan(out.f[4 * 16]));
+  EXPECT_FALSE(std::isnan(out.f[6 * 16]));
+  Pair logits(1, 40, 6);
+  logits.f[7] = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<int32_t> target{20};
+  EXPECT_TRUE(std::isnan(s.cpu->softmax_cross_entropy(logits.fv(), {}, {target, {}}, {}).weighted));
+}
+
+TEST_P(CpuTraining, CrossEntropyAgrees) {
+  Sides s(GetParam());
+  for (const int64_t cols : {1, 16, 37, 200}) {
+    for (const double softcap : {0.0, 4.0}) {
+      constexpr int64_t kRows = 130;
+      Pair logits(kRows, cols, 1, 3.0), weights(1, kRows, 2), losses(1, kRows, 3);
+      std::vector<int32_t> targets, found(kRows), expected(kRows);
+      for (int64_t i = 0; i < kRows; ++i) targets.push_back(i % 7 == 3 ? -1 : static_cast<int32_t>(i * 31 % cols));
+      const LossOptions options{.backward = true, .z_loss = 0.02, .logit_scale = 0.5, .softcap = softcap};
+      const LossSums f = s.cpu->softmax_cross_entropy(logits.fv(), {losses.f, found}, {targets, weights.f}, options);
+      const LossSums d = s.reference->softmax_cross_entropy(logits.dv(), {losses.d, expected}, {targets, weights.d}, options);
+      expect_close("gradient", logits, 4e-6);
+      expect_close("losses", losses, 4e-6);
+      EXPECT_EQ(found, expected);
+      EXPECT_NEAR(f.weighted, d.weighted, 1e-4);
+      EXPECT_NEAR(f.z, d.z, 1e-4);
+      EXPECT_DOUBLE_EQ(f.weight, d.weight);
+      EXPECT_EQ(f.rows, d.rows);
+      EXPECT_EQ(f.correct, d.correct);
+    }
+  }
+}
+
+TEST_P(CpuTraining, AdamWAndTheNormAgree) {
+  Sides s(GetParam());
+  constexpr int64_t kCount = 40001;
+  Pair w(1, kCount, 1), g(1, kCount, 2), m(1, kCount, 3), v(1, kCount, 4);
+  std::fill(m.f.begin(), m.f.end(), 0.0f);
+  std::fill(v.f.begin(), v.f.end(), 0.0f);
+  m.d.assign(m.f.begin(), m.f.end());
+  v.d.assign(v.f.begin(), v.f.end());
+  EXPECT_NEAR(s.cpu->squared_norm(g.f), s.reference->squared_norm(g.d), 1e-6 * static_cast<double>(kCount));
+  for (int64_t step = 1; step <= 3; ++step) {
+    const AdamSettings settings{.rate = 0.01, .decay = 0.1, .gradient_scale = 0.5, .step = step};
+    s.cpu->adamw(w.f, {g.f, m.f, v.f}, settings);
+    s.reference->adamw(w.d, {g.d, m.d, v.d}, settings);
+  }
+  expect_close("weights", w);
+  expect_close("first moment", m);
+  expect_close("second moment", v);
+}
+
+TEST_P(CpuTraining, NoResultDependsOnTheNumberOfThreads) {
+  Pair x(700, 300, 1), w(90, 300, 2), dy(700, 90, 3), q(700, 32, 4), k(700, 16, 5), v(700, 16, 6);
+  const std::vector<AttentionSlice> slices{{0, 300, 0, 300}, {300, 400, 300, 400}};
+  std::vector<KeyRange> visible;
+  for (const AttentionSlice& slice : slices) {
+    for (int32_t i = 0; i < slice.queries; ++i) visible.push_back({0, i + 1});
+  }
+  std::vector<std::vector<float>> expected;
+  for (const int threads : {1, 2, 3}) {
+    Sides s(GetParam(), MatmulPrecision::kFull, threads);
+    std::vector<std::vector<float>> results(8);
+    const auto result = [&](size_t i, int64_t rows, int64_t cols) {
+      results[i].assign(static_cast<size_t>(rows * cols), 0.0f);
+      return MatrixView<float>(results[i].data(), rows, cols);
+    };
+    results[1].assign(90, 0.0f);
+    s.cpu->matmul_backward(result(0, 700, 300), LinearBackward<float>{dy.fv(), w.fv(), result(2, 90, 300), results[1].data()}, x.fv());
+    const AttentionPattern pattern{.slices = slices, .visible = visible, .heads = 2, .kv_heads = 1, .key_dim = 16, .value_dim = 16};
+    const MatrixView<float> out = result(3, 700, 32), lse = result(4, 700, 2);
+    s.cpu->attention(out, lse, {q.fv(), k.fv(), v.fv()}, pattern);
+    s.cpu->attention_backward({result(5, 700, 32), result(6, 700, 16), result(7, 700, 16)}, out, {q.fv(), k.fv(), v.fv()}, {out, lse}, pattern);
+    if (expected.empty()) expected = results;
+    EXPECT_EQ(results, expected) << threads;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, CpuTraining, testing::ValuesIn(machine_isas()),
+                         [](const auto& test) { return std::string(isa_name(test.param)); });
+
+TEST(CpuTrainingOps, AMachineWithoutTheInstructionsSaysSo) {
+  if (best_isa() == Isa::kAmx) GTEST_SKIP() << "this machine has every instruction set";
+  const auto ops = make_cpu_training_ops({.isa = Isa::kAmx});
+  ASSERT_FALSE(ops.ok());
+  EXPECT_THAT(ops.error().message, HasSubstr("this machine cannot run amx kernels"));
+}
+
+}  // namespace
+}  // namespace quipu

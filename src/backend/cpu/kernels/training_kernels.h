@@ -1,0 +1,136 @@
+// The kernels that training needs beside those of inference, as a table per instruction set. See kernels.h for the rules:
+// one body (training_body.h), one source file per set, internal linkage.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/kernels/inlining.h"
+
+namespace quipu::cpu {
+
+// Depth of a packed block of a product, and columns of a packed panel.
+inline constexpr int64_t kGemmDepth = 256;
+inline constexpr int64_t kGemmPanel = 32;
+
+// Where a tile's left factor lies: element (row t, depth k).
+enum class LeftForm {
+  kRows64,     // at a[t * 64 + k]
+  kRows128,    // at a[t * 128 + k]
+  kRows256,    // at a[t * 256 + k]
+  kColumns,    // at a[k * a_step + t]
+};
+
+// c[rows, cols] (+)= scale * a[rows, depth] b[depth, cols]. All tile_rows rows of a must be readable, whatever they hold.
+struct GemmTile {
+  float* c = nullptr;
+  int64_t c_ld = 0;
+  int rows = 0;                    // 1 .. tile_rows
+  int cols = 0;                    // 1 .. kGemmPanel
+  const float* a = nullptr;
+  LeftForm form = LeftForm::kRows256;
+  int64_t a_step = 0;
+  const float* b = nullptr;        // [depth][kGemmPanel]
+  int64_t depth = 0;
+  float scale = 1.0f;
+  bool add = false;                // else c is written
+  const float* bias = nullptr;     // [cols], with !add
+};
+
+// One row of a norm's backward. dx = (add ? dx : 0) + scale * (dy * weight - a - xhat * b), with a = 0 for rms_norm.
+struct NormRow {
+  float* dx = nullptr;
+  float* dweight = nullptr;        // or null
+  float* dbias = nullptr;          // layer_norm, or null
+  const float* dy = nullptr;
+  const float* x = nullptr;
+  const float* weight = nullptr;
+  int64_t n = 0;
+  float mean = 0.0f, scale = 0.0f;
+  bool centred = false;            // layer_norm
+  bool add = false;
+};
+
+// One step of the running softmax over a block of at most 64 keys.
+struct SoftmaxBlock {
+  float* scores = nullptr;         // [rows][64]: q . k; becomes probabilities relative to the running maximum
+  int64_t rows = 0;
+  const int32_t* first = nullptr;  // [rows]: visible keys are first <= key < last, both in 0 .. 64
+  const int32_t* last = nullptr;
+  float* maximum = nullptr;        // [rows]
+  float* total = nullptr;
+  float* out = nullptr;            // rows out_ld apart, value_dim long: rescaled
+  int64_t out_ld = 0, value_dim = 0;
+  float scale = 1.0f, softcap = 0.0f;
+};
+// Its backward: scores become probabilities, dscores the gradient of q . k.
+struct SoftmaxBlockBackward {
+  float* scores = nullptr;         // [rows][64]: q . k
+  float* dscores = nullptr;        // [rows][64]: dout . v
+  int64_t rows = 0;
+  const int32_t* first = nullptr;
+  const int32_t* last = nullptr;
+  const float* log_sum_exp = nullptr;   // [rows]
+  const float* delta = nullptr;         // [rows]: dout . out
+  float scale = 1.0f, softcap = 0.0f;
+};
+
+// One row of the loss; see TrainingOps::softmax_cross_entropy.
+struct LossRow {
+  float* logits = nullptr;
+  int64_t n = 0;
+  int32_t target = -1;
+  float weight = 0.0f;
+  float z_loss = 0.0f, logit_scale = 1.0f, softcap = 0.0f;
+  bool backward = false;
+  // Results.
+  float log_sum_exp = 0.0f, target_value = 0.0f;
+  int32_t best = 0;
+};
+
+struct AdamRow {
+  float* w = nullptr;
+  const float* g = nullptr;
+  float* m = nullptr;
+  float* v = nullptr;
+  int64_t n = 0;
+  float beta1 = 0, beta2 = 0, gradient_scale = 1;
+  float step = 0;                  // rate / (1 - beta1^t)
+  float inverse_root = 0;          // 1 / sqrt(1 - beta2^t)
+  float epsilon = 0, shrink = 1;   // shrink: 1 - rate * decay
+};
+
+struct TrainingKernels {
+  const char* name;
+  int tile_rows;
+  void (*gemm_tile)(const GemmTile& tile);
+  // Copies `rows` rows of `depth` elements to out[t * stride + k]; rounded to bfloat16 where asked.
+  void (*pack_rows)(float* out, int64_t stride, const float* a, int64_t ld, int64_t rows, int64_t depth, bool round);
+  // a[k * ld + t] to out[k * tile_rows + t]; out has 16 floats more than depth * tile_rows.
+  void (*pack_columns)(float* out, const float* a, int64_t ld, int64_t rows, int64_t depth, bool round);
+  // b[k * ld + j] to out[k * kGemmPanel + j], zeros beyond cols.
+  void (*pack_panel)(float* out, const float* b, int64_t ld, int64_t cols, int64_t depth, bool round);
+  // b[j * ld + k] to out[k * kGemmPanel + j], zeros beyond cols.
+  void (*pack_panel_transposed)(float* out, const float* b, int64_t ld, int64_t cols, int64_t depth, bool round);
+
+  float (*dot)(const float* a, const float* b, int64_t n);
+  void (*add_row)(float* x, const float* y, int64_t n, float scale);
+  float (*rms_norm_row)(float* out, const float* x, const float* weight, int64_t n, float epsilon);   // inverse_rms
+  // moments: mean, inverse deviation.
+  void (*layer_norm_row)(float* out, float* moments, const float* x, const float* weight, const float* bias, int64_t n, float epsilon);
+  void (*norm_backward_row)(const NormRow& row);
+  void (*gate_row)(float* out, const float* gate, const float* up, int64_t n, bool gelu);
+  void (*gate_backward_row)(float* dgate, float* dup, const float* dout, const float* gate, const float* up, int64_t n, bool gelu);
+  void (*rotate_row)(float* head, const float* cos_sin, int64_t pairs, int64_t step, int64_t offset);
+  void (*softmax_block)(const SoftmaxBlock& block);
+  void (*softmax_block_backward)(const SoftmaxBlockBackward& block);
+  void (*loss_row)(LossRow& row);
+  void (*adam_row)(const AdamRow& row);
+};
+
+const TrainingKernels& portable_training_kernels();
+#if defined(__x86_64__)
+const TrainingKernels& avx2_training_kernels();
+const TrainingKernels& avx512_training_kernels();
+#endif
+
+}  // namespace quipu::cpu
