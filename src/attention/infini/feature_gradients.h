@@ -1,7 +1,7 @@
-// The feature maps of features.h in any precision, and their derivatives.
+// The feature maps of memory_features.h in any precision, and their derivatives.
 #pragma once
 
-#include "attention/infini/features.h"
+#include "attention/shared/memory_features.h"
 
 namespace quipu {
 

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "attention/infini/layer_for_test.h"
-#include "attention/infini/memory_tile.h"
+#include "attention/shared/memory_tile.h"
 #include "base/random.h"
 
 namespace quipu {

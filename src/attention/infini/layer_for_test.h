@@ -75,8 +75,8 @@ class InfiniLayer {
   }
   const Infini& room() const { return *room_; }
   LayerState& state() { return *state_; }
-  std::vector<float> memory() const { return room_->memory(*state_); }
-  std::vector<float> norm() const { return room_->memory_norm(*state_); }
+  std::vector<float> memory() const { return room_->memory().memory(*state_); }
+  std::vector<float> norm() const { return room_->memory().memory_norm(*state_); }
 
  private:
   int64_t hidden_;

@@ -1,4 +1,4 @@
-#include "attention/infini/features.h"
+#include "attention/shared/memory_features.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,22 +1,22 @@
-// How the room's state is laid out: shared by the code that declares it and the code that runs on it.
+// How the memory's state is laid out: shared by the code that declares it and the code that runs on it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "attention/infini/infini.h"
+#include "attention/shared/segment_memory.h"
 
 namespace quipu {
 
-// Numbers of the regions, in the order of Infini::state_layout(). kAbsent where the settings need none.
-struct Infini::Regions {
-  static constexpr size_t kKey = 0, kValue = 1, kSegment = 2, kMemory = 3, kOpenMemory = 4, kFirstOptional = 5;
+// Numbers of the regions, in the order of SegmentMemory::declare(). kAbsent where the settings need none.
+struct SegmentMemory::Regions {
   static constexpr size_t kAbsent = SIZE_MAX;
+  size_t segment = kAbsent, memory = kAbsent, open_memory = kAbsent;
   size_t sum = kAbsent, open_sum = kAbsent, memory_carry = kAbsent, sum_carry = kAbsent;
 };
 
 // Where the state is in its segments; bytes of the region "segment". All zero: the beginning. A file may hold anything:
-// forward() forces the numbers into bounds before it uses them.
+// begin() forces the numbers into bounds before they are used.
 struct SegmentRecord {
   int64_t segment = 0;    // of the last token
   int64_t open_rows = 0;  // tokens of that segment so far, at local rows base_rows ...

@@ -1,4 +1,4 @@
-#include "attention/infini/memory_tile.h"
+#include "attention/shared/memory_tile.h"
 
 #include <cstring>
 
