@@ -26,6 +26,8 @@ namespace {
 
 #include "ops/kernels/math_body.h"
 
+#include "backend/cpu/kernels/training_gemm_body.h"
+
 #include "backend/cpu/kernels/training_body.h"
 
 constexpr TrainingKernels kTable = make_training_table("avx512");
