@@ -5,11 +5,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/cpu_training.h"
 #include "backend/reference/reference_backend.h"
 #include "backend/reference/reference_training.h"
+#include "formats/safetensors/safetensors_file.h"
 #include "model/model.h"
 #include "ops/gradient_check_for_test.h"
 
@@ -99,6 +101,59 @@ TEST(ModelTraining, GradientOfTheWholeModelIsThatOfCentralDifferences) {
       expect_gradient(p.name, loss, model->weights().subspan(at, n), std::span(gradients).subspan(at, n), 6);
     }
   }
+}
+
+// The numbers a golden file holds under a name.
+std::vector<float> golden(const TensorFile& file, const std::string& name) {
+  const NamedTensor* tensor = file.find(name);
+  CHECK(tensor != nullptr && tensor->view.dtype == DType::kF32) << name;
+  std::vector<float> values(tensor->view.bytes.size() / sizeof(float));
+  std::memcpy(values.data(), tensor->view.bytes.data(), tensor->view.bytes.size());
+  return values;
+}
+
+// Loss and every gradient of transformers' Llama by torch's autograd in float64 (tools/make_training_goldens.py).
+template <class Real>
+void expect_gradients_of_torch(TrainingOps<Real>& ops, double tolerance) {
+  const std::string path = std::string(QUIPU_SOURCE_DIR) + "/src/model/testdata/tiny_llama_gradients.safetensors";
+  auto file = read_safetensors(path);
+  ASSERT_TRUE(file.ok()) << file.error().message;
+  auto config = read_hf_config("config.json", R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 24,
+      "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+      "vocab_size": 31, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
+      "max_position_embeddings": 64, "hidden_act": "silu"})");
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  auto model = TrainableModel<Real>::create(*config, ops, {.loss_rows = 9});
+  ASSERT_TRUE(model.ok()) << model.error().message;
+  ASSERT_TRUE((*model)->load(*file).ok());
+  std::vector<int32_t> tokens, targets;
+  for (const float token : golden(*file, "tokens")) tokens.push_back(static_cast<int32_t>(token));
+  for (const float target : golden(*file, "targets")) targets.push_back(static_cast<int32_t>(target));
+  const std::vector<int64_t> offsets{0, 13, 26};
+  const std::vector<float> mean(26, 1.0f / 23);   // three targets are ignored
+  const auto step = (*model)->forward_backward({tokens, targets, mean, offsets});
+  ASSERT_TRUE(step.ok()) << step.error().message;
+  EXPECT_EQ(step->sums.rows, 23);
+  EXPECT_NEAR(step->sums.weighted, static_cast<double>(golden(*file, "loss")[0]), 1e-6 + tolerance);
+  for (const NamedParameter& p : (*model)->parameters()) {
+    const std::vector<float> expected = golden(*file, "gradient." + p.name);
+    ASSERT_EQ(static_cast<int64_t>(expected.size()), p.elements) << p.name;
+    double scale = 0;
+    for (const float value : expected) scale = std::max(scale, std::abs(static_cast<double>(value)));
+    for (size_t i = 0; i < expected.size(); ++i) {
+      ASSERT_NEAR(static_cast<double>((*model)->gradients()[static_cast<size_t>(p.offset) + i]), static_cast<double>(expected[i]),
+                  tolerance * scale) << p.name << " " << i;
+    }
+  }
+}
+
+TEST(ModelTraining, GradientsAreThoseOfTorchOnATinyLlama) {
+  const auto reference = make_reference_training_ops();
+  // transformers computes norms and rotations in float32 even in a float64 model.
+  expect_gradients_of_torch(*reference, 2e-6);
+  auto cpu = make_cpu_training_ops({.threads = 2, .isa = best_isa()});
+  ASSERT_TRUE(cpu.ok()) << cpu.error().message;
+  expect_gradients_of_torch(**cpu, 5e-6);
 }
 
 TEST(ModelTraining, RecomputingActivationsChangesNoBit) {
