@@ -23,23 +23,35 @@ int64_t PreNormBlock::scratch_bytes(int64_t rows) const {
          std::max(attention_->scratch_bytes(rows), feed_forward_->scratch_bytes(rows));
 }
 
-void PreNormBlock::attend(Backend& backend, MatrixView<float> x, const RaggedBatch& batch, Arena& scratch) const {
+void PreNormBlock::attention_update(Backend& backend, MatrixView<float> out, MatrixView<const float> x,
+                                    const RaggedBatch& batch, Arena& scratch) const {
   const ArenaMark mark(scratch);
   const MatrixView<float> normed = scratch.matrix(x.rows, options_.hidden);
-  const MatrixView<float> out = scratch.matrix(x.rows, options_.hidden);
   backend.rms_norm(normed, x, attention_norm_, options_.epsilon);
   attention_->forward(backend, out, normed, batch, scratch);
   if (options_.post_norms) backend.rms_norm(out, out, attention_post_norm_, options_.epsilon);
+}
+
+void PreNormBlock::feed_forward_update(Backend& backend, MatrixView<float> out, MatrixView<const float> x,
+                                       Arena& scratch) const {
+  const ArenaMark mark(scratch);
+  const MatrixView<float> normed = scratch.matrix(x.rows, options_.hidden);
+  backend.rms_norm(normed, x, feed_forward_norm_, options_.epsilon);
+  feed_forward_->forward(backend, out, normed, scratch);
+  if (options_.post_norms) backend.rms_norm(out, out, feed_forward_post_norm_, options_.epsilon);
+}
+
+void PreNormBlock::attend(Backend& backend, MatrixView<float> x, const RaggedBatch& batch, Arena& scratch) const {
+  const ArenaMark mark(scratch);
+  const MatrixView<float> out = scratch.matrix(x.rows, options_.hidden);
+  attention_update(backend, out, x, batch, scratch);
   backend.add(x, out);
 }
 
 void PreNormBlock::feed(Backend& backend, MatrixView<float> x, Arena& scratch) const {
   const ArenaMark mark(scratch);
-  const MatrixView<float> normed = scratch.matrix(x.rows, options_.hidden);
   const MatrixView<float> out = scratch.matrix(x.rows, options_.hidden);
-  backend.rms_norm(normed, x, feed_forward_norm_, options_.epsilon);
-  feed_forward_->forward(backend, out, normed, scratch);
-  if (options_.post_norms) backend.rms_norm(out, out, feed_forward_post_norm_, options_.epsilon);
+  feed_forward_update(backend, out, x, scratch);
   backend.add(x, out);
 }
 

@@ -34,6 +34,10 @@ class PreNormBlock {
   // last layer only rows whose logits are wanted need it.
   void attend(Backend& backend, MatrixView<float> x, const RaggedBatch& batch, Arena& scratch) const;
   void feed(Backend& backend, MatrixView<float> x, Arena& scratch) const;
+  // What they add: out [rows, hidden], which must not overlap x. Within scratch_bytes(), too.
+  void attention_update(Backend& backend, MatrixView<float> out, MatrixView<const float> x, const RaggedBatch& batch,
+                        Arena& scratch) const;
+  void feed_forward_update(Backend& backend, MatrixView<float> out, MatrixView<const float> x, Arena& scratch) const;
 
  private:
   explicit PreNormBlock(const Options& options) : options_(options) {}

@@ -42,4 +42,21 @@ double selection_disagreement(std::span<const int64_t> a, std::span<const int64_
   return static_cast<double>(differing.size()) / static_cast<double>(tokens);
 }
 
+double auxiliary_router_loss(std::span<float> gradient, std::span<const float> scores, std::span<const int64_t> selected) {
+  CHECK(gradient.size() == scores.size() && !scores.empty()) << gradient.size() << " for " << scores.size();
+  const double count = static_cast<double>(scores.size());
+  double sum = 0.0;
+  size_t next = 0;
+  for (size_t i = 0; i < scores.size(); ++i) {
+    const bool wanted = next < selected.size() && selected[next] == static_cast<int64_t>(i);
+    if (wanted) ++next;
+    // -ln sigmoid(z), z the score towards its target: ln(1 + e^-z) without overflow.
+    const double z = wanted ? double{scores[i]} : -double{scores[i]};
+    sum += std::max(-z, 0.0) + std::log1p(std::exp(-std::abs(z)));
+    gradient[i] = static_cast<float>((1.0 / (1.0 + std::exp(-double{scores[i]})) - (wanted ? 1.0 : 0.0)) / count);
+  }
+  CHECK(next == selected.size()) << "selected indices must ascend and lie in the scores";
+  return sum / count;
+}
+
 }  // namespace quipu

@@ -20,4 +20,9 @@ std::vector<int64_t> select_top_k(std::span<const float> scores, int64_t capacit
 // see the future is from the one the model was trained with.
 double selection_disagreement(std::span<const int64_t> a, std::span<const int64_t> b, int64_t tokens);
 
+// The auxiliary loss of a router that is to be used with a threshold of 0: the mean over all scores of the binary cross
+// entropy between sigmoid(score) and 1 for the selected (indices ascending), 0 for the others. gradient [scores.size()]
+// is what it pulls each score by.                                                            [section 3.5 of the paper]
+double auxiliary_router_loss(std::span<float> gradient, std::span<const float> scores, std::span<const int64_t> selected);
+
 }  // namespace quipu

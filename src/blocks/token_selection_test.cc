@@ -84,5 +84,15 @@ TEST(TokenSelection, CapacityIsRoundedUpToWholeTokens) {
   EXPECT_THAT(select_top_k(kScores, 0), IsEmpty());
 }
 
+TEST(TokenSelection, TheAuxiliaryLossIsTheWorkedExamples) {
+  std::vector<float> gradient(kScores.size());
+  const double loss = auxiliary_router_loss(gradient, kScores, std::vector<int64_t>{2, 5});
+  EXPECT_NEAR(loss, 0.543466, 5e-7);
+  const std::vector<double> wanted = {0.071805, 0.028934, -0.014900, 0.065622, 0.050164, -0.022803, 0.041477, 0.088869};
+  for (size_t i = 0; i < wanted.size(); ++i) EXPECT_NEAR(gradient[i], wanted[i], 5e-7) << i;
+  std::vector<float> far(2);
+  EXPECT_EQ(auxiliary_router_loss(far, std::vector<float>{-1000, 1000}, std::vector<int64_t>{0}), 1000.0);
+}
+
 }  // namespace
 }  // namespace quipu
