@@ -44,6 +44,12 @@ Result<std::unique_ptr<ModelSession>> ModelSession::create(std::shared_ptr<Runti
   return std::unique_ptr<ModelSession>(new ModelSession(std::move(runtime), std::move(state)));
 }
 
+std::vector<RoutedLayer> ModelSession::routed_layers() const {
+  std::vector<RoutedLayer> layers;
+  for (const RoutedTokens& r : state_.routed_tokens()) layers.push_back({r.layer, r.seen, r.taken, r.reserved, r.passed_full});
+  return layers;
+}
+
 std::span<const float> ModelSession::logits() const {
   return ids_.empty() ? std::span<const float>() : std::span<const float>(logits_);
 }

@@ -23,6 +23,7 @@ class ModelSession final : public Session {
   int64_t context() const override { return state_.context(); }
   std::span<const int32_t> token_ids() const override { return ids_; }
   uint64_t state_bytes() const override { return static_cast<uint64_t>(state_.bytes()); }
+  std::vector<RoutedLayer> routed_layers() const override;
   const SessionCounters& counters() const override { return counters_; }
   void clear_counters() override { counters_ = {}; }
 

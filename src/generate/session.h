@@ -50,6 +50,15 @@ struct SessionCounters {
   double generate_bytes = 0;           // weights and state read while generating
 };
 
+// How many tokens a layer with a depth router took in; the others passed it by.
+struct RoutedLayer {
+  int64_t layer = 0;
+  int64_t seen = 0;          // tokens of the context
+  int64_t taken = 0;         // of them, those that went through the layer
+  int64_t reserved = 0;      // most it has room for in this context
+  int64_t passed_full = 0;   // tokens that passed it by after its room was used up, whatever the router said
+};
+
 class Session {
  public:
   virtual ~Session() = default;
@@ -58,6 +67,7 @@ class Session {
   virtual int64_t context() const = 0;             // most it can hold
   virtual std::span<const int32_t> token_ids() const = 0;
   virtual uint64_t state_bytes() const = 0;        // held now
+  virtual std::vector<RoutedLayer> routed_layers() const { return {}; }   // of models with mixture of depths
   virtual const SessionCounters& counters() const = 0;
   virtual void clear_counters() = 0;
 

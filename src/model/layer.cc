@@ -17,12 +17,17 @@ Result<PreNormBlock> make_layer(const ModelConfig& config, int64_t index, Weight
   const FeedForwardConfig& feed = layer.feed_forward;
   const GatedMlp::Options mlp{feed.activation, config.hidden, feed.inner, feed.bias};
   ASSIGN_OR_RETURN(auto feed_forward, GatedMlp::create(mlp, source));
-  if (layer.mixture_of_depths.has_value()) {
-    return bad_input(config.origin + ": layer " + std::to_string(index) +
-                     " has mixture_of_depths, which cannot be run yet");
-  }
   const PreNormBlock::Options options{config.hidden, static_cast<float>(config.norm_epsilon), config.post_norms};
   return PreNormBlock::create(options, std::move(attention), std::move(feed_forward), source);
+}
+
+Result<std::optional<MixtureOfDepths>> make_depth_router(const ModelConfig& config, int64_t index, WeightSource& source,
+                                                         Backend& backend) {
+  const auto& depths = config.layers[static_cast<size_t>(index)].mixture_of_depths;
+  if (!depths.has_value()) return std::optional<MixtureOfDepths>();
+  ASSIGN_OR_RETURN(const DepthSettings settings, read_depth_settings(depths->settings));
+  ASSIGN_OR_RETURN(MixtureOfDepths router, MixtureOfDepths::create(settings, config.hidden, source, backend));
+  return std::optional<MixtureOfDepths>(std::move(router));
 }
 
 }  // namespace quipu

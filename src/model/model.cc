@@ -48,6 +48,8 @@ Result<void> Model::load_layers(Weights& weights) {
     }
     ASSIGN_OR_RETURN(PreNormBlock block, make_layer(config_, static_cast<int64_t>(i), source, backend_));
     blocks_.push_back(std::move(block));
+    ASSIGN_OR_RETURN(auto router, make_depth_router(config_, static_cast<int64_t>(i), source, backend_));
+    routers_.push_back(std::move(router));
   }
   return {};
 }
@@ -55,13 +57,19 @@ Result<void> Model::load_layers(Weights& weights) {
 std::vector<StateLayout> Model::state_layouts(const StateOptions& options) const {
   std::vector<StateLayout> layouts;
   layouts.reserve(blocks_.size());
-  for (const PreNormBlock& block : blocks_) layouts.push_back(block.attention().state_layout(options));
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    layouts.push_back(routers_[i] ? routers_[i]->state_layout(blocks_[i], options)
+                                  : blocks_[i].attention().state_layout(options));
+  }
   return layouts;
 }
 
 int64_t Model::scratch_bytes(int64_t rows, int64_t slices, int64_t wanted) const {
   int64_t block_bytes = 0;
-  for (const PreNormBlock& block : blocks_) block_bytes = std::max(block_bytes, block.scratch_bytes(rows));
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    block_bytes = std::max(block_bytes, routers_[i] ? routers_[i]->scratch_bytes(blocks_[i], rows)
+                                                    : blocks_[i].scratch_bytes(rows));
+  }
   return Arena::planned<float>(rows * config_.hidden) + Arena::planned<int64_t>(rows) +
          Arena::planned<SequenceSlice>(slices) + 2 * Arena::planned<float>(wanted * config_.hidden) + block_bytes;
 }
@@ -88,16 +96,20 @@ void Model::forward(MatrixView<float> logits, const ModelBatch& batch, Arena& sc
   const MatrixView<float> last = scratch.matrix(wanted, config_.hidden);
   const RaggedBatch ragged{{slices, batch.slices.size()}, {positions, static_cast<size_t>(rows)}};
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    const bool is_last = layer + 1 == blocks_.size();
     for (size_t i = 0; i < batch.slices.size(); ++i) slices[i].state = &batch.slices[i].state->layer(layer);
-    blocks_[layer].attend(backend_, x, ragged, scratch);
-    if (layer + 1 < blocks_.size()) {
-      blocks_[layer].feed(backend_, x, scratch);
-    } else if (wanted > 0) {   // nothing reads the other rows after the last layer's attention
-      for (int64_t i = 0; i < wanted; ++i) {
-        std::memcpy(last.row(i), x.row(batch.wanted[static_cast<size_t>(i)]), static_cast<size_t>(config_.hidden) * sizeof(float));
-      }
-      blocks_[layer].feed(backend_, last, scratch);
+    if (routers_[layer]) {
+      routers_[layer]->forward(backend_, x, blocks_[layer], ragged, scratch);
+    } else {
+      blocks_[layer].attend(backend_, x, ragged, scratch);
+      if (!is_last) blocks_[layer].feed(backend_, x, scratch);
     }
+    if (!is_last || wanted == 0) continue;
+    // Nothing reads the other rows after the last layer's attention.
+    for (int64_t i = 0; i < wanted; ++i) {
+      std::memcpy(last.row(i), x.row(batch.wanted[static_cast<size_t>(i)]), static_cast<size_t>(config_.hidden) * sizeof(float));
+    }
+    if (!routers_[layer]) blocks_[layer].feed(backend_, last, scratch);
   }
   for (const BatchSlice& slice : batch.slices) slice.state->advance(slice.rows);
   if (wanted > 0) write_logits(logits, last, scratch);
@@ -122,30 +134,36 @@ void Model::write_logits(MatrixView<float> logits, MatrixView<float> x, Arena& s
 int64_t Model::packed_bytes() const {
   int64_t total = output_->bytes();
   for (const PreNormBlock& block : blocks_) total += block.attention().weight_bytes() + block.feed_forward().weight_bytes();
+  for (const auto& router : routers_) total += router ? router->weight_bytes() : 0;
   return total;
 }
 
 double Model::flops_per_token(int64_t tokens) const {
   double total = 2.0 * static_cast<double>(config_.vocabulary) * static_cast<double>(config_.hidden);
-  for (const PreNormBlock& block : blocks_) {
-    total += static_cast<double>(block.attention().flops_per_token() + block.attention().context_flops(tokens) +
-                                 block.feed_forward().flops_per_token());
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const PreNormBlock& block = blocks_[i];
+    const int64_t context = static_cast<int64_t>(share(i) * static_cast<double>(tokens));
+    total += share(i) * static_cast<double>(block.attention().flops_per_token() + block.attention().context_flops(context) +
+                                            block.feed_forward().flops_per_token());
+    total += routers_[i] ? static_cast<double>(routers_[i]->flops_per_token()) : 0.0;
   }
   return total;
 }
 
 double Model::weight_bytes_read_per_token() const {
-  int64_t total = output_->bytes_read() + row_bytes(embedding_.view.dtype, config_.hidden);
-  for (const PreNormBlock& block : blocks_) {
-    total += block.attention().weight_bytes() + block.feed_forward().bytes_read_per_token();
+  double total = static_cast<double>(output_->bytes_read() + row_bytes(embedding_.view.dtype, config_.hidden));
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    total += share(i) * static_cast<double>(blocks_[i].attention().weight_bytes() + blocks_[i].feed_forward().bytes_read_per_token());
+    total += routers_[i] ? static_cast<double>(routers_[i]->weight_bytes()) : 0.0;
   }
-  return static_cast<double>(total);
+  return total;
 }
 
 double Model::state_bytes_read_per_token(int64_t tokens, const StateOptions& options) const {
   double total = 0;
-  for (const PreNormBlock& block : blocks_) {
-    total += static_cast<double>(block.attention().context_bytes_read(tokens, options));
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const int64_t context = static_cast<int64_t>(share(i) * static_cast<double>(tokens));
+    total += share(i) * static_cast<double>(blocks_[i].attention().context_bytes_read(context, options));
   }
   return total;
 }

@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "attention/attention.h"
+#include "blocks/mixture_of_depths.h"
 #include "blocks/pre_norm.h"
 #include "formats/state_file/hash128.h"
 #include "formats/tensor_file.h"
@@ -59,7 +61,8 @@ class Model {
   void forward(MatrixView<float> logits, const ModelBatch& batch, Arena& scratch) const;
 
   int64_t packed_bytes() const;                   // weights held in memory, mapped embedding not counted
-  // One more token at a depth of `tokens`: floating-point operations, and bytes of weights and state read.
+  // One more token at a depth of `tokens`: floating-point operations, and bytes of weights and state read. A layer that only
+  // a share of the tokens enters counts with that share.
   double flops_per_token(int64_t tokens) const;
   double bytes_read_per_token(int64_t tokens, const StateOptions& options) const;
   double weight_bytes_read_per_token() const;
@@ -68,6 +71,7 @@ class Model {
  private:
   Model(ModelConfig config, Backend& backend) : config_(std::move(config)), backend_(backend) {}
   Result<void> load_layers(class Weights& weights);
+  double share(size_t layer) const { return routers_[layer] ? routers_[layer]->settings().capacity : 1.0; }
   void write_logits(MatrixView<float> logits, MatrixView<float> x, Arena& scratch) const;
 
   ModelConfig config_;
@@ -76,6 +80,7 @@ class Model {
   std::vector<std::string> warnings_;
   NamedTensor embedding_;                         // holds its file open
   std::vector<PreNormBlock> blocks_;
+  std::vector<std::optional<MixtureOfDepths>> routers_;   // one for each block; none where every token goes through
   std::vector<float> final_norm_;
   std::unique_ptr<PackedMatrix> output_;
 };

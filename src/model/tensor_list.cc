@@ -77,7 +77,8 @@ Result<std::vector<ModelTensor>> layer_tensors(const ModelConfig& config, int64_
   RecordingSource source(config, layer, names, optional_roles);
   PlanBackend nothing;
   ASSIGN_OR_RETURN(const PreNormBlock block, make_layer(config, layer, source, nothing));
-  static_cast<void>(block);
+  ASSIGN_OR_RETURN(const auto router, make_depth_router(config, layer, source, nothing));
+  static_cast<void>(block), static_cast<void>(router);
   return source.take();
 }
 
