@@ -61,7 +61,7 @@ TEST(AttentionKernels, RowScoresAreDotsWhateverIsComputedWithThem) {
       for (int64_t r = 0; r < kMostQueries; ++r) {
         for (int64_t j = 0; j < kMostKeys; ++j) {
           float one[64];
-          attention_kernels(isa).row_scores(one, {q.data() + r * kStride, kStride, dim, 1}, {keys.data() + j * kStride, kStride, dim, 1});
+          attention_kernels(isa).row_scores(one, {q.data() + r * kStride, kStride, dim, 1}, {keys.data() + j * kStride, kStride, dim, 1}, {});
           alone[static_cast<size_t>(r * 64 + j)] = one[0];
           double wanted = 0, size = 0;
           for (int64_t d = 0; d < dim; ++d) {
@@ -75,10 +75,35 @@ TEST(AttentionKernels, RowScoresAreDotsWhateverIsComputedWithThem) {
       for (int64_t queries = 1; queries <= kMostQueries; ++queries) {
         for (const int64_t count : {1, 2, 3, 4, 7, 62, 64}) {
           std::vector<float> scores(kMostQueries * 64, std::numeric_limits<float>::quiet_NaN());
-          attention_kernels(isa).row_scores(scores.data(), {q.data(), kStride, dim, queries}, {keys.data(), kStride, dim, count});
+          attention_kernels(isa).row_scores(scores.data(), {q.data(), kStride, dim, queries}, {keys.data(), kStride, dim, count}, {});
           for (int64_t r = 0; r < queries; ++r) {
             ASSERT_EQ(std::memcmp(scores.data() + r * 64, alone.data() + r * 64, static_cast<size_t>(4 * count)), 0)
                 << isa_name(isa) << " queries " << queries << " keys " << count << " dim " << dim;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(AttentionKernels, ScoresOfKeptRowsAreThoseOfWidenedRows) {
+  for (const Isa isa : available_isas()) {
+    for (const DType dtype : {DType::kF16, DType::kBF16, DType::kQ8_0}) {
+      for (const int64_t dim : {9, 32, 39, 64}) {
+        if (dim % traits(dtype).block_elements != 0) continue;
+        for (const int64_t queries : {1, 3, 8, 16}) {
+          for (const int64_t count : {1, 5, 64}) {
+            const std::vector<float> rows = normals(count * dim, 3), q = normals(queries * dim, 4);
+            std::vector<std::byte> bytes(static_cast<size_t>(row_bytes(dtype, dim) * count));
+            for (int64_t r = 0; r < count; ++r) quantise_row(bytes.data() + r * row_bytes(dtype, dim), dtype, rows.data() + r * dim, dim);
+            std::vector<float> wide(rows.size()), got_wide(rows.size()), wanted(static_cast<size_t>(queries) * 64), got(wanted.size());
+            dequantise_row(wide.data(), dtype, bytes.data(), count * dim);
+            attention_kernels(isa).row_scores(wanted.data(), {q.data(), dim, dim, queries}, {wide.data(), dim, dim, count}, {});
+            attention_kernels(isa).widen_row_scores(got.data(), got_wide.data(), {q.data(), dim, dim, queries}, {bytes.data(), dtype, dim, count}, {});
+            ASSERT_EQ(got_wide, wide) << isa_name(isa);
+            for (int64_t r = 0; r < queries; ++r) {
+              ASSERT_EQ(std::memcmp(got.data() + r * 64, wanted.data() + r * 64, static_cast<size_t>(4 * count)), 0) << isa_name(isa);
+            }
           }
         }
       }
@@ -95,7 +120,7 @@ TEST(AttentionKernels, RowValuesAddWeightedRowsAndTouchNothingElse) {
       for (const int64_t queries : {1, 2, 3, 4, 5, 6, 8, 13}) {
         for (const int64_t count : {0, 1, 3, 64}) {
           std::vector<float> out = start;
-          attention_kernels(isa).row_values({out.data(), kOutStride, queries}, p.data(), rescale.data(), {values.data(), kStride, dim, count});
+          attention_kernels(isa).row_values({out.data(), kOutStride, queries}, p.data(), rescale.data(), {values.data(), kStride, dim, count}, {reinterpret_cast<const std::byte*>(p.data()), 999});
           for (int64_t r = 0; r < kMostQueries; ++r) {
             for (int64_t c = 0; c < kOutStride; ++c) {
               const size_t at = static_cast<size_t>(r * kOutStride + c);
@@ -144,9 +169,9 @@ TEST(AttentionKernels, PagesAddUpToOneSoftmax) {
     std::vector<float> sum(kValue, 0.0f), scores(64);
     for (int64_t first = 0; first < kRows; first += 64) {
       const int32_t none = 0, count = static_cast<int32_t>(std::min<int64_t>(64, kRows - first));
-      kernels.row_scores(scores.data(), {query.data(), kKey, kKey, 1}, {keys.data() + first * kKey, kKey, kKey, count});
+      kernels.row_scores(scores.data(), {query.data(), kKey, kKey, 1}, {keys.data() + first * kKey, kKey, kKey, count}, {});
       kernels.softmax_page(scores.data(), &maximum, &total, &rescale, &none, &count, 1, 0.5f, 0.0f);
-      kernels.row_values({sum.data(), kValue, 1}, scores.data(), &rescale, {keys.data() + first * kKey, kKey, kValue, count});
+      kernels.row_values({sum.data(), kValue, 1}, scores.data(), &rescale, {keys.data() + first * kKey, kKey, kValue, count}, {});
     }
     std::vector<double> exact(kRows), wanted(kValue);
     double largest = -1e9, all = 0;

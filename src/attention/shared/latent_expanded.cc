@@ -133,7 +133,7 @@ class ExpandedAttention {
                             s_.latent.scale, 0.0f);
       const float* values = expanded_.row(page * kPageRows) + head * s_.up_dim() + s_.nope_dim;
       kernels_.row_values({out_.row(begin) + head * s_.value_dim, out_.stride, rows}, worker.scores, worker.rescale,
-                          {values, expanded_.stride, s_.value_dim, count});
+                          {values, expanded_.stride, s_.value_dim, count}, {});
     }
   }
 
@@ -154,11 +154,11 @@ class ExpandedAttention {
           const int64_t state = head * out_.rows + begin + i;
           std::copy_n(of_head, s_.nope_dim, worker.keys);
           std::copy_n(latents_ + i * width + s_.latent.rank, s_.latent.rope_dim, worker.keys + s_.nope_dim);
-          kernels_.row_scores(worker.scores, {query_.row(begin + i) + head * dim, dim, dim, 1}, {worker.keys, dim, dim, 1});
+          kernels_.row_scores(worker.scores, {query_.row(begin + i) + head * dim, dim, dim, 1}, {worker.keys, dim, dim, 1}, {});
           kernels_.softmax_page(worker.scores, maximum_ + state, total_ + state, worker.rescale, &none, &one, 1,
                                 s_.latent.scale, 0.0f);
           kernels_.row_values({out_.row(begin + i) + head * s_.value_dim, out_.stride, 1}, worker.scores, worker.rescale,
-                              {of_head + s_.nope_dim, s_.value_dim, s_.value_dim, 1});
+                              {of_head + s_.nope_dim, s_.value_dim, s_.value_dim, 1}, {});
         }
       });
     }

@@ -15,6 +15,7 @@ constexpr int64_t kSegmentPages = 4;
 constexpr int64_t kSegmentRows = kSegmentPages * kPageRows;
 constexpr int64_t kBlockQueries = 64;       // query rows (token, head) that meet a widened page together
 constexpr int64_t kSlotsPerThread = 8;      // partial results of kBlockQueries queries that are kept at once
+constexpr int64_t kRunsPerThread = 8, kMostRun = 8;   // segments of a task: as many as leave every thread some tasks
 constexpr int64_t kFoldQueries = 4;         // queries a folding task takes
 
 int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }   // no cache line of two threads
@@ -137,21 +138,26 @@ class AbsorbedAttention {
     std::fill_n(partial.total, queries, 0.0f);
   }
 
+  // A task is a run of segments: only its first page is not asked for before it is needed.
   void run_segments(int64_t begin, int64_t end) {
-    pool_.parallel_for_worker(end - begin, [&](int64_t index, int worker) {
-      const Block& block = blocks_[block_of(begin + index)];
-      run_segment(block, begin + index - block.first_task, partial_of(begin, begin + index), worker);
+    const int64_t run = std::clamp<int64_t>((end - begin) / (kRunsPerThread * pool_.threads()), 1, kMostRun);
+    pool_.parallel_for_worker((end - begin + run - 1) / run, [&](int64_t index, int worker) {
+      for (int64_t task = begin + index * run; task < std::min(end, begin + (index + 1) * run); ++task) {
+        const Block& block = blocks_[block_of(task)];
+        run_segment(block, task - block.first_task, partial_of(begin, task), worker);
+      }
     });
   }
 
   void run_segment(const Block& block, int64_t segment, const Partial& partial, int worker) const {
-    float* page = workers_ + worker * worker_floats(s_);
-    float* scores = page + whole_lines(kPageRows * s_.width());
+    const int64_t width = s_.width();
+    float* wide = workers_ + worker * worker_floats(s_);
+    float* scores = wide + whole_lines(kPageRows * width);
     float* rescale = scores + kBlockQueries * kPageRows;
     int32_t* first_key = reinterpret_cast<int32_t*>(rescale + kBlockQueries);
     int32_t* last_key = first_key + kBlockQueries;
     const int64_t queries = block.queries();
-    const RowBlock q{query_.row(block.first_row) + block.first_head * s_.width(), s_.width(), s_.width(), queries};
+    const RowBlock q{query_.row(block.first_row) + block.first_head * width, width, width, queries};
     clear(partial, queries);
     std::fill_n(first_key, queries, 0);
     for (int64_t first = segment * kSegmentRows; first < (segment + 1) * kSegmentRows; first += kPageRows) {
@@ -162,11 +168,21 @@ class AbsorbedAttention {
         count = std::max<int64_t>(count, last_key[i]);
       }
       if (count == 0) return;
-      const std::byte* bytes = contexts_[static_cast<size_t>(block.first_row)].pages[static_cast<size_t>(first / kPageRows)];
-      const float* rows = latent_rows(bytes, s_, count, page);
-      kernels_.row_scores(scores, q, {rows, s_.width(), s_.width(), count});
+      const auto& pages = contexts_[static_cast<size_t>(block.first_row)].pages;
+      const auto page = static_cast<size_t>(first / kPageRows);
+      // The next page is asked for while this one is computed with: half of it during each of the two products.
+      const int64_t half = row_bytes(s_.dtype, width) * kPageRows / 2;
+      const std::byte* next = page + 1 < pages.size() ? pages[page + 1] : nullptr;
+      const Ahead early = next == nullptr ? Ahead{} : Ahead{next, half}, late = next == nullptr ? Ahead{} : Ahead{next + half, half};
+      const float* rows = wide;
+      if (s_.dtype == DType::kF32) {
+        rows = reinterpret_cast<const float*>(pages[page]);
+        kernels_.row_scores(scores, q, {rows, width, width, count}, early);
+      } else {
+        kernels_.widen_row_scores(scores, wide, q, {pages[page], s_.dtype, width, count}, early);
+      }
       kernels_.softmax_page(scores, partial.maximum, partial.total, rescale, first_key, last_key, queries, s_.scale, 0.0f);
-      kernels_.row_values({partial.out, s_.rank, queries}, scores, rescale, {rows, s_.width(), s_.rank, count});
+      kernels_.row_values({partial.out, s_.rank, queries}, scores, rescale, {rows, width, s_.rank, count}, late);
     }
   }
 
@@ -203,9 +219,9 @@ class AbsorbedAttention {
         float rescale = 1.0f;
         const int32_t none = 0, one = 1;
         const int64_t width = s_.width();
-        kernels_.row_scores(scores, {query_.row(row) + head * width, width, width, 1}, {own, width, width, 1});
+        kernels_.row_scores(scores, {query_.row(row) + head * width, width, width, 1}, {own, width, width, 1}, {});
         kernels_.softmax_page(scores, whole.maximum + i, whole.total + i, &rescale, &none, &one, 1, s_.scale, 0.0f);
-        kernels_.row_values({sum, s_.rank, 1}, scores, &rescale, {own, width, s_.rank, 1});
+        kernels_.row_values({sum, s_.rank, 1}, scores, &rescale, {own, width, s_.rank, 1}, {});
       }
       const float share = 1.0f / whole.total[i];
       for (int64_t c = 0; c < s_.rank; ++c) sum[c] *= share;
@@ -228,12 +244,6 @@ class AbsorbedAttention {
 
 void store_latent_row(std::byte* page, DType dtype, int64_t width, int64_t row, const float* values) {
   quantise_row(page + row * row_bytes(dtype, width), dtype, values, width);
-}
-
-const float* latent_rows(const std::byte* page, const LatentShape& shape, int64_t count, float* buffer) {
-  if (shape.dtype == DType::kF32) return reinterpret_cast<const float*>(page);
-  attention_kernels(shape.isa).widen_run(buffer, page, shape.dtype, count * shape.width());   // rows are whole blocks
-  return buffer;
 }
 
 int64_t absorbed_scratch_floats(const LatentShape& shape, int64_t rows, int threads) {

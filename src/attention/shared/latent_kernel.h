@@ -37,9 +37,6 @@ struct LatentShape {
   int64_t width() const { return rank + rope_dim; }
 };
 
-// Rows [0, count) of a page as floats: the page itself when it holds f32, else widened into `buffer` [count * width].
-const float* latent_rows(const std::byte* page, const LatentShape& shape, int64_t count, float* buffer);
-
 // Floats of scratch attend_absorbed takes for that many rows on that many threads.
 int64_t absorbed_scratch_floats(const LatentShape& shape, int64_t rows, int threads);
 // out [n, heads * rank] = softmax(scale * query row^T) latent, per head, for n rows with their contexts; query

@@ -136,10 +136,11 @@ void softmax_page(float* scores, float* maximum, float* total, float* rescale, c
 
 // ---- p . v ----------------------------------------------------------------------------------------------------------
 
-// 16 V components of R rows.
+// 16 V components of R rows. ahead: memory to ask for, ahead_step bytes
+// further with each key.
 template <DType D, int R, int V>
 QUIPU_KERNEL void values_of_rows(const RowSums& out, const float* p, const float* rescale, const std::byte* values,
-                                 int64_t stride, int64_t keys) {
+                                 int64_t stride, int64_t keys, const std::byte* ahead, int64_t ahead_step) {
   constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
   F32 sum[R][V];
   repeat<R>([&](auto r) {
@@ -147,6 +148,8 @@ QUIPU_KERNEL void values_of_rows(const RowSums& out, const float* p, const float
   });
   for (int64_t key = 0; key < keys; ++key) {
     F32 x[V];
+    prefetch_far(ahead);
+    ahead += ahead_step;
     repeat<V>([&](auto v) { x[v] = f_load_as<D>(values + kSize * (key * stride + 16 * v)); });
     repeat<R>([&](auto r) {
       const F32 weight = f_set1(p[r * 64 + key]);
@@ -213,11 +216,11 @@ void page_values(float* out, const float* p, const float* rescale, int64_t rows,
       int64_t begin = 0;
       for (; begin + 16 * kPassVectors <= dim; begin += 16 * kPassVectors) {
         values_of_rows<D, R, kPassVectors>({out + r * dim + begin, dim, R}, p + r * 64, rescale + r,
-                                           values.bytes + kSize * begin, dim, keys);
+                                           values.bytes + kSize * begin, dim, keys, values.bytes, 0);
       }
       for (; begin < dim; begin += 16) {
         values_of_rows<D, R, 1>({out + r * dim + begin, dim, R}, p + r * 64, rescale + r, values.bytes + kSize * begin, dim,
-                                keys);
+                                keys, values.bytes, 0);
       }
     });
   });
@@ -289,9 +292,6 @@ void widen_run(float* out, const std::byte* in, DType dtype, int64_t n) {
     constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) f_store(out + i, f_load_as<D>(in + kSize * i));
-    if (i == n) return;
-    alignas(64) std::byte rest[64] = {};
-    __builtin_memcpy(rest, in + kSize * i, static_cast<size_t>(kSize * (n - i)));
-    f_store_part(out + i, f_load_as<D>(rest), static_cast<int>(n - i));
+    if (i < n) f_store_part(out + i, f_load_first<D>(in + kSize * i, static_cast<int>(n - i)), static_cast<int>(n - i));
   });
 }

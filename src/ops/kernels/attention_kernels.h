@@ -23,6 +23,17 @@ struct RowBlock {
   const float* data = nullptr;
   int64_t stride = 0, dim = 0, rows = 0;
 };
+// Cached rows as they are kept: f16, bf16 or q8_0 (dim in whole blocks), side by side.
+struct RowPage {
+  const std::byte* bytes = nullptr;
+  DType dtype = DType::kF16;
+  int64_t dim = 0, rows = 0;
+};
+// Memory that will be read next: asked for on the way, so that it is in a cache by then.
+struct Ahead {
+  const std::byte* data = nullptr;
+  int64_t bytes = 0;
+};
 struct RowSums {
   float* data = nullptr;
   int64_t stride = 0, rows = 0;
@@ -55,9 +66,11 @@ struct AttentionKernels {
   // n numbers of f32, f16, bf16 or q8_0 (n in whole blocks) that lie side by side, widened exactly.
   void (*widen_run)(float* out, const std::byte* in, DType dtype, int64_t n);
   // scores[r][64] = q row r . key row, keys.rows <= 64; entries beyond keys.rows may be overwritten.
-  void (*row_scores)(float* scores, const RowBlock& q, const RowBlock& keys);
+  void (*row_scores)(float* scores, const RowBlock& q, const RowBlock& keys, const Ahead& ahead);
+  // The same for keys as they are kept, which are written to `wide` [keys.rows][keys.dim] as floats on the way.
+  void (*widen_row_scores)(float* scores, float* wide, const RowBlock& q, const RowPage& keys, const Ahead& ahead);
   // out row r = rescale[r] * out row r + p[r][64] . values, over all rows of values.
-  void (*row_values)(const RowSums& out, const float* p, const float* rescale, const RowBlock& values);
+  void (*row_values)(const RowSums& out, const float* p, const float* rescale, const RowBlock& values, const Ahead& ahead);
   // out [dim][64]: rows (at most 64) turned into what page_scores takes for a page of f32 keys.
   void (*turn_rows)(float* out, const RowBlock& rows);
 };

@@ -9,5 +9,6 @@ constexpr AttentionKernels kAttentionTable = {
     .merge_partial = merge_partial,
     .widen_run = widen_run,
     .row_scores = row_scores,
+    .widen_row_scores = widen_row_scores,
     .row_values = row_values,
     .turn_rows = turn_rows};

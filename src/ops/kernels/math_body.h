@@ -49,6 +49,15 @@ inline F32 f_load_as(const std::byte* p) {
   if constexpr (D == DType::kBF16) return f_load_bf16(p);
 }
 
+// The first `lanes` of them; nothing beyond is read.
+template <DType D>
+inline F32 f_load_first(const std::byte* p, int lanes) {
+  constexpr int kSize = D == DType::kF32 ? 4 : 2;
+  alignas(64) std::byte rest[64] = {};
+  __builtin_memcpy(rest, p, static_cast<size_t>(kSize * lanes));
+  return f_load_as<D>(rest);
+}
+
 // Calls action.template operator()<D>() for a float dtype.
 template <class Action>
 void for_float(DType dtype, const Action& action) {

@@ -171,3 +171,4 @@ inline __m256i dot_half(__m256i sum, __m256i w, __m256i x) {
 inline I32 i_dot(I32 sum, U8 w, U8 x) { return {dot_half(sum.a, w.a, x.a), dot_half(sum.b, w.b, x.b)}; }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

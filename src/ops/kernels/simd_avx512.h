@@ -105,3 +105,5 @@ inline U8 u_lookup16(U8 codes, const uint8_t* table) {
 inline I32 i_dot(I32 sum, U8 w, U8 x) { return _mm512_dpbusd_epi32(sum, w, x); }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the second-level cache only: what is computed with keeps the first.
+inline void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

@@ -140,3 +140,4 @@ inline I32 i_dot(const I32& sum, const U8& w, const U8& x) {
 }
 
 inline void prefetch(const void*) {}
+inline void prefetch_far(const void*) {}
