@@ -112,7 +112,8 @@ ModelFacts model_facts(const ModelSource& source, const Model& model, const Stat
   facts.heads = whole_setting(first.attention, "heads");
   facts.kv_heads = whole_setting(first.attention, "kv_heads");
   facts.head_dim = whole_setting(first.attention, "head_dim");
-  facts.feed_forward = first.feed_forward.inner;
+  const auto& experts = first.feed_forward.experts;
+  facts.feed_forward = experts.has_value() ? experts->inner : first.feed_forward.inner;
   facts.vocabulary = config.vocabulary;
   facts.trained_context = config.trained_context;
   for (const LayerConfig& layer : config.layers) {

@@ -82,6 +82,8 @@ Result<GgufModelFacts> gguf_facts(const GgufFile& file) {
   }
   if (embedding != nullptr) facts.embedding_rows = embedding->view.shape[0];
   facts.has_output = file.tensors.find("output.weight") != nullptr;
+  facts.has_expert_correction = std::ranges::any_of(
+      file.tensors.tensors(), [](const NamedTensor& tensor) { return tensor.name.ends_with(".exp_probs_b.bias"); });
   if (const NamedTensor* divisors = file.tensors.find("rope_freqs.weight"); divisors != nullptr) {
     if (divisors->view.dtype != DType::kF32 || divisors->view.shape.size() != 1) {
       return bad_input(name + ": tensor rope_freqs.weight is " + std::string(dtype_name(divisors->view.dtype)) + " " +
@@ -211,7 +213,16 @@ Result<ModelSource> open_model(const std::string& path) {
   return source;
 }
 
+bool has_tokenizer(const ModelSource& source) {
+  if (source.gguf.has_value()) return source.gguf->metadata.has("tokenizer.ggml.model");
+  return is_file(source.folder + "/tokenizer.json") || is_file(source.folder + "/tokenizer.model");
+}
+
 Result<std::shared_ptr<const Tokenizer>> load_tokenizer(ModelSource& source) {
+  if (!has_tokenizer(source)) {
+    return bad_input(printable(source.path, 400) + ": the model has no tokenizer (" +
+                     (source.gguf.has_value() ? "no tokenizer.ggml.model" : "no tokenizer.json") + "), so text cannot become tokens");
+  }
   return source.gguf.has_value() ? gguf_tokenizer(source) : folder_tokenizer(source);
 }
 

@@ -27,7 +27,7 @@ struct ModelSource {
   std::vector<std::string> warnings;
 
   const TensorFile& tensors() const { return gguf.has_value() ? gguf->tensors : *safetensors; }
-  NameStyle style() const { return gguf.has_value() ? NameStyle::kGguf : NameStyle::kHuggingFace; }
+  NameStyle style() const { return gguf.has_value() ? NameStyle::kGguf : folder_names(config); }
 };
 
 // path: a GGUF file, a folder in Hugging Face layout, or a file in it. Errors name what was expected there.
@@ -35,6 +35,9 @@ Result<ModelSource> open_model(const std::string& path);
 // The same without reading configuration or tensors of a safetensors folder: enough for its tokenizer.
 Result<ModelSource> open_for_tokenizer(const std::string& path);
 
+// Whether there are files of a tokenizer at all, good or bad.
+bool has_tokenizer(const ModelSource& source);
+// kBadInput, too, when there is none.
 Result<std::shared_ptr<const Tokenizer>> load_tokenizer(ModelSource& source);
 // The source of the model's chat template, if it has one.
 Result<std::optional<std::string>> chat_template_text(const ModelSource& source);

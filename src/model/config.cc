@@ -1,6 +1,7 @@
 #include "model/config.h"
 
 #include <cmath>
+#include <cstdio>
 #include <sstream>
 
 namespace quipu {
@@ -49,6 +50,14 @@ std::string summary_of(const GroupedQuerySettings& s, const std::vector<double>&
        << " softcap=" << s.logit_softcap << " norm=" << s.query_key_norm << " norm_epsilon=" << s.norm_epsilon << " bias=" << s.qkv_bias << s.output_bias
        << " magnitude=" << s.rope_magnitude << " frequencies=";
   for (const double frequency : inverse_frequency) text << frequency << ",";
+  return text.str();
+}
+
+std::string experts_text(const ExpertsSettings& e) {
+  std::ostringstream text;
+  text << std::hexfloat << " experts=" << e.experts << " per_token=" << e.per_token << " width=" << e.inner
+       << " shared=" << e.shared_inner << " sigmoid=" << e.sigmoid << " correction=" << e.correction << " groups=" << e.groups
+       << " kept=" << e.groups_kept << " top_two=" << e.group_top_two << " normalise=" << e.normalise << " scaling=" << e.scaling;
   return text.str();
 }
 
@@ -113,6 +122,26 @@ Result<LayerConfig> grouped_query_layer(const std::string& origin, const Grouped
   return layer;
 }
 
+std::string settings_text(const HyperParameters& parameters) {
+  std::string text;
+  for (const auto& [name, value] : parameters.values()) {
+    text += (text.empty() ? "" : " ") + name + "=";
+    if (const auto* flag = std::get_if<bool>(&value)) text += *flag ? "1" : "0";
+    if (const auto* whole = std::get_if<int64_t>(&value)) text += std::to_string(*whole);
+    if (const auto* words = std::get_if<std::string>(&value)) text += *words;
+    if (const auto* real = std::get_if<double>(&value)) {
+      char digits[40];
+      std::snprintf(digits, sizeof digits, "%a", *real);
+      text += digits;
+    }
+  }
+  return text;
+}
+
+NameStyle folder_names(const ModelConfig& config) {
+  return config.architecture == "llama-mtla" ? NameStyle::kMtlaModule : NameStyle::kHuggingFace;
+}
+
 std::string config_text(const ModelConfig& c) {
   std::ostringstream text;
   text << std::hexfloat << c.architecture << " hidden=" << c.hidden << " vocabulary=" << c.vocabulary
@@ -121,7 +150,9 @@ std::string config_text(const ModelConfig& c) {
        << " post_norms=" << c.post_norms << "\n";
   for (const LayerConfig& layer : c.layers) {
     text << layer.room << " " << layer.summary << " inner=" << layer.feed_forward.inner
-         << " activation=" << static_cast<int>(layer.feed_forward.activation) << " mlp_bias=" << layer.feed_forward.bias << "\n";
+         << " activation=" << static_cast<int>(layer.feed_forward.activation) << " mlp_bias=" << layer.feed_forward.bias;
+    if (layer.feed_forward.experts.has_value()) text << experts_text(*layer.feed_forward.experts);
+    text << "\n";
   }
   return text.str();
 }
@@ -132,7 +163,14 @@ Result<void> validate_config(const ModelConfig& c) {
   RETURN_IF_ERROR(in_range(c.origin, "vocabulary size", c.vocabulary, kMaxVocabulary));
   RETURN_IF_ERROR(in_range(c.origin, "trained context", c.trained_context, kMaxContext));
   for (const LayerConfig& layer : c.layers) {
-    RETURN_IF_ERROR(in_range(c.origin, "feed-forward size", layer.feed_forward.inner, kMaxFeedForward));
+    const auto& experts = layer.feed_forward.experts;
+    if (!experts.has_value()) {
+      RETURN_IF_ERROR(in_range(c.origin, "feed-forward size", layer.feed_forward.inner, kMaxFeedForward));
+      continue;
+    }
+    if (const auto fits = check_experts(*experts); !fits.ok()) return bad_input(c.origin + ": " + fits.error().message);
+    RETURN_IF_ERROR(in_range(c.origin, "width of an expert", experts->inner, kMaxFeedForward));
+    if (experts->shared_inner > 0) RETURN_IF_ERROR(in_range(c.origin, "width of the shared expert", experts->shared_inner, kMaxFeedForward));
   }
   RETURN_IF_ERROR(positive(c.origin, "norm epsilon", c.norm_epsilon));
   if (c.norm_epsilon >= 1) {

@@ -12,6 +12,8 @@
 #include "attention/hyperparameters.h"
 #include "attention/shared/rope_frequencies.h"
 #include "base/result.h"
+#include "blocks/experts.h"
+#include "model/names.h"
 #include "ops/backend.h"
 
 namespace quipu {
@@ -36,11 +38,11 @@ struct GroupedQuerySettings {
   bool qkv_bias = false, output_bias = false;
 };
 
-// A mixture of experts joins this in a later version: another kind beside the gated one.
 struct FeedForwardConfig {
   GateActivation activation = GateActivation::kSilu;
-  int64_t inner = 0;
+  int64_t inner = 0;               // of the gated one; without use when there are experts
   bool bias = false;               // promised; biases a file has are used in any case
+  std::optional<ExpertsSettings> experts;   // in place of the gated one
 };
 
 // Only some tokens enter a layer with this. What is in `settings` is the block's own business.
@@ -61,7 +63,8 @@ struct LayerConfig {
 
 struct ModelConfig {
   std::string origin;              // file the values came from
-  std::string architecture;        // "quipu", "llama", "mistral", "qwen2", "qwen3", "gemma3"
+  std::string architecture;        // "quipu", "llama", "mistral", "qwen2", "qwen3", "gemma3",
+                                   // "deepseek2", "llama-mtla"
   std::string name;                // as the file states it; may be empty
 
   int64_t hidden = 0;
@@ -83,12 +86,13 @@ struct ModelConfig {
 std::string supported_gguf_architectures();      // "llama, qwen2, qwen3, gemma3"
 std::string supported_hf_architectures();        // "LlamaForCausalLM, ..."
 
-// vocabulary: rows of token_embd.weight. has_output: the file holds output.weight. frequency_divisors: rope_freqs.weight
-// decoded, or empty.
+// What the tensors of a GGUF file say about its configuration. embedding_rows: of token_embd.weight. has_output: the file holds
+// output.weight. frequency_divisors: rope_freqs.weight decoded, or empty.
 struct GgufModelFacts {
   int64_t embedding_rows = 0;
   bool has_output = false;
   std::vector<double> frequency_divisors;
+  bool has_expert_correction = false;   // blk.N.exp_probs_b.bias
 };
 Result<ModelConfig> read_gguf_config(const GgufMetadata& metadata, const GgufModelFacts& facts);
 
@@ -96,6 +100,9 @@ Result<ModelConfig> read_gguf_config(const GgufMetadata& metadata, const GgufMod
 // its attention, depth routing and feed-forward sections are tried on the parts they are for, so that a key nobody reads, or a
 // setting out of range, is refused here, before any weights are looked at.
 Result<ModelConfig> read_hf_config(std::string_view file, std::string_view json);
+
+// How the tensors of a Hugging Face folder with this configuration are named.
+NameStyle folder_names(const ModelConfig& config);
 
 // The checks both readers share: bounds, divisibility, epsilon. Errors read "<origin>: <key> ...".
 Result<void> validate_config(const ModelConfig& config);
@@ -111,6 +118,9 @@ inline constexpr int64_t kMaxContext = int64_t{1} << 31;
 
 // Every value that changes what the model computes, as one text: goes into the model's hash.
 std::string config_text(const ModelConfig& config);
+
+// Every setting as text; equal texts, equal bits.
+std::string settings_text(const HyperParameters& parameters);
 
 // Turns the settings into those of the room and checks them.
 Result<LayerConfig> grouped_query_layer(const std::string& origin, const GroupedQuerySettings& settings);

@@ -1,11 +1,11 @@
-// GGUF metadata -> ModelConfig. Keys are "<architecture>.<rest>", as llama.cpp's converters write them.
+// GGUF metadata -> ModelConfig. GgufKeys are "<architecture>.<rest>", as llama.cpp's converters write them.
 #include <algorithm>
 #include <array>
 #include <cmath>
 
 #include "base/byte_reader.h"
-#include "formats/gguf/metadata.h"
 #include "model/config.h"
+#include "model/gguf_keys.h"
 
 namespace quipu {
 namespace {
@@ -19,75 +19,15 @@ struct GgufArchitecture {
   GateActivation activation;
 };
 
-constexpr std::array<GgufArchitecture, 4> kArchitectures = {{
+constexpr std::array<GgufArchitecture, 5> kArchitectures = {{
     {"llama", true, false, false, false, GateActivation::kSilu},
     {"qwen2", false, true, false, false, GateActivation::kSilu},
     {"qwen3", false, false, true, false, GateActivation::kSilu},
     {"gemma3", false, false, true, true, GateActivation::kGeluTanh},
+    {"deepseek2", true, false, false, false, GateActivation::kSilu},
 }};
 
-// Reads keys of one architecture.
-class Keys {
- public:
-  Keys(const GgufMetadata& metadata, std::string_view architecture) : metadata_(metadata), prefix_(architecture) {}
-
-  std::string key(std::string_view rest) const { return prefix_ + "." + std::string(rest); }
-  bool has(std::string_view rest) const { return metadata_.has(key(rest)); }
-  Error error(std::string_view rest, const std::string& what) const { return metadata_.error(key(rest), what); }
-
-  Result<int64_t> integer(std::string_view rest, int64_t low, int64_t high) const {
-    ASSIGN_OR_RETURN(const int64_t value, metadata_.require_i64(key(rest)));
-    if (value < low || value > high) {
-      return error(rest, "is " + std::to_string(value) + ", expected " + std::to_string(low) + " to " + std::to_string(high));
-    }
-    return value;
-  }
-  Result<int64_t> integer_or(std::string_view rest, int64_t low, int64_t high, int64_t otherwise) const {
-    if (!has(rest)) return otherwise;
-    return integer(rest, low, high);
-  }
-  // Above 0 and finite.
-  Result<double> number(std::string_view rest) const {
-    ASSIGN_OR_RETURN(const float value, metadata_.require_f32(key(rest)));
-    if (!(std::isfinite(value) && value > 0)) {
-      return error(rest, "is " + std::to_string(value) + ", expected a number above 0");
-    }
-    return static_cast<double>(value);
-  }
-  Result<double> number_or(std::string_view rest, double otherwise) const {
-    if (!has(rest)) return otherwise;
-    return number(rest);
-  }
-  // One number for all layers, or an array with one a layer.
-  Result<std::vector<int64_t>> per_layer(std::string_view rest, int64_t layers, int64_t low, int64_t high) const {
-    std::vector<int64_t> values;
-    const GgufValue* value = metadata_.find(key(rest));
-    if (value != nullptr && value->is_array()) {
-      ASSIGN_OR_RETURN(const GgufNumbers numbers, metadata_.require_integers(key(rest)));
-      if (numbers.size() != static_cast<uint64_t>(layers)) {
-        return error(rest, "has " + std::to_string(numbers.size()) + " entries, expected one for each of " +
-                               std::to_string(layers) + " layers");
-      }
-      for (uint64_t i = 0; i < numbers.size(); ++i) values.push_back(numbers.integer(i));
-    } else {
-      ASSIGN_OR_RETURN(const int64_t one, integer(rest, low, high));
-      values.assign(static_cast<size_t>(layers), one);
-    }
-    for (const int64_t one : values) {
-      if (one < low || one > high) {
-        return error(rest, "holds " + std::to_string(one) + ", expected " + std::to_string(low) + " to " + std::to_string(high));
-      }
-    }
-    return values;
-  }
-  const GgufMetadata& metadata() const { return metadata_; }
-
- private:
-  const GgufMetadata& metadata_;
-  std::string prefix_;
-};
-
-Result<void> read_scaling(GroupedQuerySettings& settings, const Keys& keys) {
+Result<void> read_scaling(GroupedQuerySettings& settings, const GgufKeys& keys) {
   RopeScaling& scaling = settings.scaling;
   std::string type = "none";
   if (keys.has("rope.scaling.type")) {
@@ -119,7 +59,7 @@ Result<void> read_scaling(GroupedQuerySettings& settings, const Keys& keys) {
 
 // True for layers with a sliding window. The key may be a period (every n-th layer is global) or one flag a layer; Gemma 3
 // files written before the key existed mean 6.
-Result<std::vector<bool>> sliding_layers(const Keys& keys, std::string_view architecture, int64_t layers) {
+Result<std::vector<bool>> sliding_layers(const GgufKeys& keys, std::string_view architecture, int64_t layers) {
   std::vector<bool> sliding(static_cast<size_t>(layers), true);
   constexpr std::string_view kKey = "attention.sliding_window_pattern";
   const GgufValue* value = keys.metadata().find(keys.key(kKey));
@@ -135,9 +75,10 @@ Result<std::vector<bool>> sliding_layers(const Keys& keys, std::string_view arch
   return sliding;
 }
 
-Result<void> read_layers(ModelConfig& config, const Keys& keys, const GgufArchitecture& architecture, int64_t layers,
+Result<void> read_layers(ModelConfig& config, const GgufKeys& keys, const GgufArchitecture& architecture, int64_t layers,
                          const GgufModelFacts& facts) {
-  FeedForwardConfig feed_forward{.activation = architecture.activation};
+  FeedForwardConfig feed_forward;
+  feed_forward.activation = architecture.activation;
   ASSIGN_OR_RETURN(feed_forward.inner, keys.integer("feed_forward_length", 1, kMaxFeedForward));
   ASSIGN_OR_RETURN(const std::vector<int64_t> heads, keys.per_layer("attention.head_count", layers, 1, kMaxHeads));
   std::vector<int64_t> kv_heads = heads;   // absent: every head has its own, as llama.cpp defines it
@@ -218,7 +159,7 @@ std::string supported_gguf_architectures() {
 Result<ModelConfig> read_gguf_config(const GgufMetadata& metadata, const GgufModelFacts& facts) {
   ASSIGN_OR_RETURN(const GgufArchitecture* architecture, find_architecture(metadata));
   if (facts.embedding_rows <= 0) return bad_input(metadata.file() + ": tensor token_embd.weight is missing");
-  const Keys keys(metadata, architecture->name);
+  const GgufKeys keys(metadata, architecture->name);
   ModelConfig config;
   config.origin = metadata.file();
   config.architecture = std::string(architecture->name);
@@ -230,7 +171,8 @@ Result<ModelConfig> read_gguf_config(const GgufMetadata& metadata, const GgufMod
   ASSIGN_OR_RETURN(config.trained_context, keys.integer("context_length", 1, kMaxContext));
   ASSIGN_OR_RETURN(config.norm_epsilon, keys.number("attention.layer_norm_rms_epsilon"));
   ASSIGN_OR_RETURN(const int64_t experts, keys.integer_or("expert_count", 0, kMaxContext, 0));
-  if (experts > 0) return keys.error("expert_count", "is " + std::to_string(experts) + "; mixtures of experts are not supported yet");
+  const bool latent = architecture->name == "deepseek2";
+  if (experts > 0 && !latent) return keys.error("expert_count", "is " + std::to_string(experts) + "; experts are supported for deepseek2 only");
   ASSIGN_OR_RETURN(config.vocabulary, keys.integer_or("vocab_size", 1, kMaxVocabulary, facts.embedding_rows));
   if (config.vocabulary != facts.embedding_rows) {
     return keys.error("vocab_size", "is " + std::to_string(config.vocabulary) + ", but tensor token_embd.weight has " +
@@ -243,7 +185,8 @@ Result<ModelConfig> read_gguf_config(const GgufMetadata& metadata, const GgufMod
     ASSIGN_OR_RETURN(const auto softcap, metadata.optional_f32(keys.key("final_logit_softcapping")));
     config.logit_softcap = softcap.value_or(0.0f);
   }
-  RETURN_IF_ERROR(read_layers(config, keys, *architecture, layers, facts));
+  RETURN_IF_ERROR(latent ? read_deepseek2_layers(config, keys, layers, facts)
+                         : read_layers(config, keys, *architecture, layers, facts));
   RETURN_IF_ERROR(validate_config(config));
   return config;
 }

@@ -28,12 +28,14 @@ struct HfArchitecture {
   bool needs_head_dim;            // head_dim is not hidden_size / num_attention_heads when absent
 };
 
-constexpr std::array<HfArchitecture, 5> kArchitectures = {{
+constexpr std::array<HfArchitecture, 7> kArchitectures = {{
     {"LlamaForCausalLM", "llama", false, false, false, false},
     {"MistralForCausalLM", "mistral", false, false, false, false},
     {"Qwen2ForCausalLM", "qwen2", true, false, false, false},
     {"Qwen3ForCausalLM", "qwen3", false, true, false, true},
     {"Gemma3ForCausalLM", "gemma3", false, true, true, true},
+    {"DeepseekV2ForCausalLM", "deepseek_v2", false, false, false, false},
+    {"DeepseekV3ForCausalLM", "deepseek_v3", false, false, false, false},
 }};
 
 Result<const HfArchitecture*> find_architecture(const JsonObject& config) {
@@ -265,23 +267,46 @@ Result<GateActivation> read_activation(const JsonObject& object, const char* key
 std::string supported_hf_architectures() {
   std::string names;
   for (const HfArchitecture& architecture : kArchitectures) names += std::string(architecture.name) + ", ";
-  return names + "QuipuForCausalLM";
+  return names + "LlamaMTLAForCausalLM, QuipuForCausalLM";
+}
+
+Result<ModelConfig> read_common(const JsonObject& object, std::string_view architecture, bool tied) {
+  ModelConfig config;
+  config.origin = object.file();
+  config.architecture = std::string(architecture);
+  ASSIGN_OR_RETURN(config.hidden, object.integer("hidden_size", 1, kMaxHidden));
+  ASSIGN_OR_RETURN(config.vocabulary, object.integer("vocab_size", 1, kMaxVocabulary));
+  ASSIGN_OR_RETURN(config.trained_context, object.integer("max_position_embeddings", 1, kMaxContext));
+  ASSIGN_OR_RETURN(config.norm_epsilon, object.number("rms_norm_eps"));
+  ASSIGN_OR_RETURN(config.tied_output, object.boolean_or("tie_word_embeddings", tied));
+  return config;
+}
+
+Result<void> check_promises(ModelConfig& config, const JsonObject& object) {
+  // Code or addresses named by the file are never run or fetched.
+  for (const char* key : {"auto_map", "trust_remote_code", "quantization_config"}) {
+    if (!object.has(key)) continue;
+    if (std::string_view(key) == "quantization_config") {
+      return object.error(key, "asks for a quantised checkpoint; only plain F32, F16 and BF16 safetensors are supported");
+    }
+    config.warnings.push_back(object.file() + ": " + key + " is ignored");
+  }
+  return {};
 }
 
 Result<ModelConfig> read_hf_config(std::string_view file, std::string_view text) {
   const std::string origin(file);
   ASSIGN_OR_RETURN(const json root, parse_bounded_json(origin, text));
   const JsonObject object(origin, "", root);
-  if (const auto type = root.find("model_type"); type != root.end() && *type == "quipu") return read_quipu_config(object);
+  if (const auto type = root.find("model_type"); type != root.end()) {
+    if (*type == "quipu") return read_quipu_config(object);
+    if (*type == "llama-mtla") return read_llama_mtla_config(object);
+  }
   ASSIGN_OR_RETURN(const HfArchitecture* architecture, find_architecture(object));
-  ModelConfig config;
-  config.origin = origin;
-  config.architecture = std::string(architecture->short_name);
-  ASSIGN_OR_RETURN(config.hidden, object.integer("hidden_size", 1, kMaxHidden));
-  ASSIGN_OR_RETURN(config.vocabulary, object.integer("vocab_size", 1, kMaxVocabulary));
-  ASSIGN_OR_RETURN(config.trained_context, object.integer("max_position_embeddings", 1, kMaxContext));
-  ASSIGN_OR_RETURN(config.norm_epsilon, object.number("rms_norm_eps"));
-  ASSIGN_OR_RETURN(config.tied_output, object.boolean_or("tie_word_embeddings", architecture->gemma));   // class values
+  if (architecture->short_name.starts_with("deepseek")) {
+    return read_deepseek_config(object, architecture->short_name == "deepseek_v3");
+  }
+  ASSIGN_OR_RETURN(ModelConfig config, read_common(object, architecture->short_name, architecture->gemma));
   if (architecture->gemma) {
     config.embedding_scale = std::sqrt(static_cast<double>(config.hidden));
     config.norm_weight_offset = 1;
@@ -291,14 +316,7 @@ Result<ModelConfig> read_hf_config(std::string_view file, std::string_view text)
     }
   }
   RETURN_IF_ERROR(read_layers(config, object, *architecture));
-  // Code or addresses named by the file are never run or fetched.
-  for (const char* key : {"auto_map", "trust_remote_code", "quantization_config"}) {
-    if (!object.has(key)) continue;
-    if (std::string_view(key) == "quantization_config") {
-      return object.error(key, "asks for a quantised checkpoint; only plain F32, F16 and BF16 safetensors are supported");
-    }
-    config.warnings.push_back(origin + ": " + key + " is ignored");
-  }
+  RETURN_IF_ERROR(check_promises(config, object));
   RETURN_IF_ERROR(validate_config(config));
   return config;
 }

@@ -214,7 +214,8 @@ class Reader {
 
   Result<FeedForwardConfig> feed_forward_of(const JsonObject& object) const {
     ASSIGN_OR_RETURN(const std::string kind, object.text("kind"));
-    if (kind != "gated") return object.error("kind", "is \"" + printable(kind) + "\", expected gated");
+    if (kind == "experts") return experts_of(object);
+    if (kind != "gated") return object.error("kind", "is \"" + printable(kind) + "\", expected gated or experts");
     static constexpr std::string_view kGatedKeys[] = {"kind", "intermediate_size", "hidden_act", "bias"};
     RETURN_IF_ERROR(object.only(kGatedKeys));
     FeedForwardConfig made;
@@ -223,6 +224,38 @@ class Reader {
     ASSIGN_OR_RETURN(made.activation, activation_of(object));
     ASSIGN_OR_RETURN(made.bias, object.boolean_or("bias", false));
     return made;
+  }
+
+  Result<FeedForwardConfig> experts_of(const JsonObject& object) const {
+    static constexpr std::string_view kExpertKeys[] = {
+        "kind",   "hidden_act",  "experts",     "experts_per_token", "intermediate_size", "shared_experts", "scoring",
+        "groups", "groups_kept", "group_score", "correction",        "normalise",         "scaling"};
+    RETURN_IF_ERROR(object.only(kExpertKeys));
+    FeedForwardConfig made;
+    ASSIGN_OR_RETURN(made.activation, activation_of(object));
+    ExpertsSettings& e = made.experts.emplace();
+    ASSIGN_OR_RETURN(e.experts, object.integer("experts", 1, kMaxHeads));
+    ASSIGN_OR_RETURN(e.per_token, object.integer("experts_per_token", 1, e.experts));
+    ASSIGN_OR_RETURN(e.inner, object.integer("intermediate_size", 1, kMaxFeedForward));
+    ASSIGN_OR_RETURN(const int64_t shared, object.integer_or("shared_experts", 0, 1024, 0));
+    e.shared_inner = shared * e.inner;
+    ASSIGN_OR_RETURN(e.sigmoid, second_of(object, "scoring", "softmax", "sigmoid"));
+    ASSIGN_OR_RETURN(e.groups, object.integer_or("groups", 1, e.experts, 1));
+    ASSIGN_OR_RETURN(e.groups_kept, object.integer_or("groups_kept", 1, e.groups, e.groups));
+    ASSIGN_OR_RETURN(e.group_top_two, second_of(object, "group_score", "best", "best_two"));
+    ASSIGN_OR_RETURN(e.correction, object.boolean_or("correction", false));
+    ASSIGN_OR_RETURN(e.normalise, object.boolean_or("normalise", false));
+    ASSIGN_OR_RETURN(e.scaling, object.number_or("scaling", 1));
+    return made;
+  }
+
+  // The text under `key`, which must be one of two; absent: the first. Whether it is the second.
+  static Result<bool> second_of(const JsonObject& object, const char* key, const std::string& first,
+                                const std::string& second) {
+    if (!object.has(key)) return false;
+    ASSIGN_OR_RETURN(const std::string text, object.text(key));
+    if (text == first || text == second) return text == second;
+    return object.error(key, "is \"" + printable(text) + "\", expected " + first + " or " + second);
   }
 
   // Builds one layer of each kind, which checks every setting, and looks for settings nobody has read.

@@ -7,6 +7,12 @@ Error of_origin(const ModelConfig& config, const Error& error) {
   return Error{error.error_class, config.origin + ": " + error.message};
 }
 
+Result<std::unique_ptr<FeedForward>> make_feed_forward(const ModelConfig& config, const FeedForwardConfig& feed,
+                                                       WeightSource& source, Backend& backend) {
+  if (feed.experts.has_value()) return Experts::create(*feed.experts, config.hidden, feed.activation, source, backend);
+  return GatedMlp::create({feed.activation, config.hidden, feed.inner, feed.bias}, source);
+}
+
 }  // namespace
 
 Result<PreNormBlock> make_layer(const ModelConfig& config, int64_t index, WeightSource& source, Backend& backend) {
@@ -14,9 +20,7 @@ Result<PreNormBlock> make_layer(const ModelConfig& config, int64_t index, Weight
   const auto room = find_room(layer.room);
   if (!room.ok()) return of_origin(config, room.error());
   ASSIGN_OR_RETURN(auto attention, (*room)->create({config.hidden, index}, layer.attention, source, backend));
-  const FeedForwardConfig& feed = layer.feed_forward;
-  const GatedMlp::Options mlp{feed.activation, config.hidden, feed.inner, feed.bias};
-  ASSIGN_OR_RETURN(auto feed_forward, GatedMlp::create(mlp, source));
+  ASSIGN_OR_RETURN(auto feed_forward, make_feed_forward(config, layer.feed_forward, source, backend));
   const PreNormBlock::Options options{config.hidden, static_cast<float>(config.norm_epsilon), config.post_norms};
   return PreNormBlock::create(options, std::move(attention), std::move(feed_forward), source);
 }

@@ -1,6 +1,8 @@
 #include "model/names.h"
 
 #include <array>
+#include <charconv>
+#include <optional>
 
 namespace quipu {
 namespace {
@@ -34,6 +36,14 @@ constexpr Row kLayerRows[] = {
     {"value_up", "attn_v_b", "self_attn.v_b_proj"},
     {"hypernet_fc_c", "attn_hypernet_fc_c", "self_attn.hypernet_down.fc_c"},
     {"hypernet_fc_p", "attn_hypernet_fc_p", "self_attn.hypernet_down.fc_p"},
+    // mixtures of experts; experts.N.gate is read as experts.gate
+    {"experts.router", "ffn_gate_inp", "mlp.gate"},
+    {"experts.gate", "ffn_gate_exps", "gate_proj"},
+    {"experts.up", "ffn_up_exps", "up_proj"},
+    {"experts.down", "ffn_down_exps", "down_proj"},
+    {"shared_experts.gate", "ffn_gate_shexp", "mlp.shared_experts.gate_proj"},
+    {"shared_experts.up", "ffn_up_shexp", "mlp.shared_experts.up_proj"},
+    {"shared_experts.down", "ffn_down_shexp", "mlp.shared_experts.down_proj"},
 };
 
 constexpr std::array<Row, 3> kModelRows = {{
@@ -42,15 +52,62 @@ constexpr std::array<Row, 3> kModelRows = {{
     {"logits", "output.weight", "lm_head.weight"},
 }};
 
+// Of attention, after "self_attn.", without ".weight" and ".bias".
+struct ModuleRow {
+  std::string_view role, name;
+};
+constexpr ModuleRow kModuleRows[] = {
+    {"query", "wq"},        {"query_down", "wq_a"},     {"query_down_norm", "q_norm"},
+    {"query_up", "wq_b"},   {"latent_down", "wkv_a"},   {"latent_norm", "kv_norm"},
+    {"latent_up", "wkv_b"}, {"output", "wo"},
+};
+
+struct ExpertRole {
+  int64_t index;
+  std::string_view part;   // "gate"
+};
+
+// "experts.7.gate"
+std::optional<ExpertRole> as_expert(std::string_view role) {
+  constexpr std::string_view kExperts = "experts.";
+  if (!role.starts_with(kExperts)) return std::nullopt;
+  const std::string_view rest = role.substr(kExperts.size());
+  const size_t dot = rest.find('.');
+  if (dot == std::string_view::npos) return std::nullopt;
+  int64_t index = 0;
+  const auto [end, error] = std::from_chars(rest.data(), rest.data() + dot, index);
+  if (error != std::errc() || end != rest.data() + dot) return std::nullopt;
+  return ExpertRole{index, rest.substr(dot + 1)};
+}
+
 }  // namespace
+
+int64_t NameTable::part_of(std::string_view role) const {
+  const auto expert = as_expert(role);
+  return expert.has_value() && style_ == NameStyle::kGguf ? expert->index : -1;
+}
 
 std::string NameTable::of_layer(int64_t layer, std::string_view role) const {
   const bool gguf = style_ == NameStyle::kGguf;
   const std::string place = (gguf ? "blk." : "model.layers.") + std::to_string(layer) + ".";
+  if (role == "experts.correction") return place + (gguf ? "exp_probs_b.bias" : "mlp.gate.e_score_correction_bias");
+  if (const auto expert = as_expert(role); expert.has_value()) {
+    const std::string one = "experts." + std::string(expert->part);
+    for (const Row& row : kLayerRows) {
+      if (row.role != one) continue;
+      if (gguf) return place + std::string(row.gguf) + ".weight";
+      return place + "mlp.experts." + std::to_string(expert->index) + "." + std::string(row.hugging_face) + ".weight";
+    }
+  }
   constexpr std::string_view kBias = "_bias";
   const bool bias = role.ends_with(kBias);
   const std::string_view part = bias ? role.substr(0, role.size() - kBias.size()) : role;
   const std::string ending = bias ? ".bias" : ".weight";
+  if (style_ == NameStyle::kMtlaModule) {
+    for (const ModuleRow& row : kModuleRows) {
+      if (row.role == part) return place + "self_attn." + std::string(row.name) + ending;
+    }
+  }
   for (const Row& row : kLayerRows) {
     if (row.role != part) continue;
     std::string_view name = gguf ? row.gguf : row.hugging_face;

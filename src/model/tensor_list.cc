@@ -1,10 +1,8 @@
 #include "model/tensor_list.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
+#include <iterator>
+#include <memory>
 
 #include "model/layer.h"
 #include "model/plan_backend.h"
@@ -97,32 +95,5 @@ Result<std::vector<ModelTensor>> model_tensors(const ModelConfig& config, NameSt
   if (!config.tied_output) add("logits", {config.vocabulary, config.hidden});
   return all;
 }
-
-Result<std::shared_ptr<const BlankWeights>> BlankWeights::create(const ModelConfig& config, NameStyle style,
-                                                                 DType dtype) {
-  ASSIGN_OR_RETURN(const std::vector<ModelTensor> tensors, model_tensors(config, style));
-  const auto type_of = [&](const ModelTensor& tensor) { return tensor.shape.size() < 2 ? DType::kF32 : dtype; };
-  const auto bytes_of = [&](const ModelTensor& tensor) {
-    return static_cast<size_t>(row_bytes(type_of(tensor), tensor.shape.back()) *
-                               (element_count(tensor.shape) / tensor.shape.back()));
-  };
-  size_t bytes = 1;
-  for (const ModelTensor& tensor : tensors) bytes = std::max(bytes, bytes_of(tensor));
-  void* pages = mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (pages == MAP_FAILED) {
-    return failed(config.origin + ": no room for " + std::to_string(bytes) +
-                  " bytes of addresses: " + std::strerror(errno));
-  }
-  std::vector<NamedTensor> named;
-  for (const ModelTensor& tensor : tensors) {
-    named.push_back({tensor.name,
-                     {type_of(tensor), tensor.shape, {static_cast<const std::byte*>(pages), bytes_of(tensor)}},
-                     nullptr});
-  }
-  return std::shared_ptr<const BlankWeights>(
-      new BlankWeights(TensorFile(config.origin, std::move(named)), pages, bytes));
-}
-
-BlankWeights::~BlankWeights() { munmap(pages_, bytes_); }
 
 }  // namespace quipu

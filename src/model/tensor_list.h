@@ -3,15 +3,14 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "base/result.h"
-#include "formats/tensor_file.h"
 #include "model/config.h"
 #include "model/names.h"
+#include "tensor/view.h"
 
 namespace quipu {
 
@@ -30,22 +29,5 @@ Result<std::vector<ModelTensor>> layer_tensors(const ModelConfig& config, int64_
 
 // Of the whole model: embedding, layers, final norm, output.
 Result<std::vector<ModelTensor>> model_tensors(const ModelConfig& config, NameStyle style);
-
-// Stands in for the weights of a model that has none: every tensor that model_tensors() lists, all zeros and all in the
-// same read-only pages, so that it takes no memory. For plans and cost tables.
-class BlankWeights {
- public:
-  static Result<std::shared_ptr<const BlankWeights>> create(const ModelConfig& config, NameStyle style, DType dtype);
-  ~BlankWeights();
-  BlankWeights(const BlankWeights&) = delete;
-  BlankWeights& operator=(const BlankWeights&) = delete;
-  const TensorFile& file() const { return file_; }
-
- private:
-  BlankWeights(TensorFile file, void* pages, size_t bytes) : file_(std::move(file)), pages_(pages), bytes_(bytes) {}
-  TensorFile file_;
-  void* pages_;
-  size_t bytes_;
-};
 
 }  // namespace quipu

@@ -31,11 +31,14 @@ class Weights {
   void set_read_ahead(bool on) { read_ahead_ = on; }
 
   bool has(const std::string& name) const { return file_.find(name) != nullptr; }
+  bool has_part(const std::string& name, int64_t part) const;
   const NameTable& names() const { return names_; }
-  // The tensor [rows, cols] or [length] as it lies in the file.
+  // The tensor [rows, cols] or [length] as it lies in the file. A tensor of more dimensions is a matrix, too, when all but the
+  // last of them make up the rows: GGUF has [heads, rank, width].
   Result<const NamedTensor*> tensor(const std::string& name, const Shape& shape, std::string_view meaning) const;
+  // part: of a tensor [parts, rows, cols] the matrix of that number; -1: the tensor is the matrix.
   Result<std::unique_ptr<PackedMatrix>> matrix(const std::string& name, int64_t rows, int64_t cols, std::string_view meaning,
-                                               Rounding rounding = Rounding::kBits8);
+                                               Rounding rounding = Rounding::kBits8, int64_t part = -1);
   Result<std::vector<float>> dense(const std::string& name, const Shape& shape, std::string_view meaning);
   // With the norm offset where `role` asks for it; NaN and infinite values give a warning.
   Result<std::vector<float>> vector(const std::string& name, std::string_view role, int64_t length, std::string_view meaning);
@@ -43,6 +46,7 @@ class Weights {
   const std::vector<std::string>& warnings() const { return warnings_; }
 
  private:
+  Result<const NamedTensor*> stacked(const std::string& name, const Shape& shape, int64_t part, std::string_view meaning) const;
   const TensorFile& file_;
   NameTable names_;
   double norm_weight_offset_;

@@ -17,10 +17,17 @@
 namespace quipu {
 namespace {
 
-const char* const kModels[] = {"llama",   "llama_bias", "llama3_rope_scaling", "mistral",
-                               "qwen2",   "qwen3",      "gemma3",              "gemma3_linear_rope"};
+const char* const kModels[] = {
+    "llama", "llama_bias", "llama3_rope_scaling", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_linear_rope",
+    // latents: with and without low-rank queries, experts, YaRN; both rotary layouts
+    "deepseek_v2_dense", "deepseek_v2_dense_qlora_yarn", "deepseek_v2_moe_qlora", "deepseek_v2_moe_yarn",
+    "deepseek_v3_dense_halves", "deepseek_v3_dense_qlora", "deepseek_v3_dense_qlora_yarn_halves",
+    "deepseek_v3_dense_yarn", "deepseek_v3_moe", "deepseek_v3_moe_qlora_halves", "deepseek_v3_moe_qlora_yarn",
+    "deepseek_v3_moe_yarn_halves"};
 
-std::string folder_of(const std::string& model) { return std::string(QUIPU_SOURCE_DIR) + "/tests/end_to_end/hf/" + model; }
+std::string folder_of(const std::string& model) {
+  return std::string(QUIPU_SOURCE_DIR) + "/tests/end_to_end/hf/" + model;
+}
 
 ModelConfig config_of(const std::string& path) {
   auto file = MappedFile::open(path);
@@ -51,7 +58,7 @@ std::shared_ptr<Runtime> load(const std::string& model, const std::string& confi
   if (!loaded.ok()) return nullptr;
   runtime->model = std::move(*loaded);
   runtime->state.cache_dtype = DType::kF32;
-  runtime->state.max_chunk = 33;   // 65 tokens are two chunks, the second shorter
+  runtime->state.max_chunk = 33;  // 65 tokens are two chunks, the second shorter
   return runtime;
 }
 
@@ -68,7 +75,7 @@ double relative_error(Runtime& runtime, std::shared_ptr<Runtime> shared, const s
       const double want = golden[static_cast<size_t>(row) * vocabulary + i];
       const double off = std::abs(logits[i] - want);
       largest = std::max(largest, std::abs(want));
-      difference = off <= difference ? difference : off;   // NaN sticks
+      difference = off <= difference ? difference : off;  // NaN sticks
     }
   });
   EXPECT_TRUE(fed.ok());
@@ -85,8 +92,8 @@ void compare(const std::string& model, const std::string& config_name, const Nam
   for (const char* length : {"17", "65"}) {
     const double error = relative_error(*runtime, runtime, values_of<int32_t>(*golden, std::string("ids_") + length),
                                         values_of<float>(*golden, std::string("logits_") + length));
-    // Goldens are float32 themselves: their own rounding over a few layers is near 1e-6. 1e-3 is what is promised.
-    EXPECT_LE(error, 1e-3) << length << " tokens";
+    // Goldens are float32 themselves: their own rounding over a few layers is near 1e-6. 1e-4 is what is promised.
+    EXPECT_LE(error, 1e-4) << length << " tokens";
     testing::Test::RecordProperty(model + "_" + length, std::to_string(error));
   }
 }
@@ -98,7 +105,7 @@ TEST(HfLogits, EveryArchitectureAgreesOnEveryBackEnd) {
 }
 
 TEST(HfLogits, OlderSpellingsOfTheConfigurationMeanTheSame) {
-  const NamedBackend backend = backends_under_test().front();
+  const NamedBackend backend = backends_under_test().back();
   for (const char* model : kModels) compare(model, "config_legacy.json", backend);
 }
 
@@ -111,7 +118,7 @@ TEST(HfLogits, TheReferenceIsMuchCloserThanPromised) {
     ASSERT_TRUE(golden.ok());
     const double error = relative_error(*runtime, runtime, values_of<int32_t>(*golden, "ids_65"),
                                         values_of<float>(*golden, "logits_65"));
-    EXPECT_LE(error, 2e-5) << model;   // 65 tokens, 4 layers: a wrong epsilon or scale would show long before 1e-3
+    EXPECT_LE(error, 2e-5) << model;  // 65 tokens, 4 layers: a wrong epsilon or scale would show long before 1e-4
   }
 }
 
