@@ -190,7 +190,10 @@ MatrixView<Real> TrainableModel<Real>::gradient(const NamedParameter& p) const {
 
 template <class Real>
 void TrainableModel<Real>::zero_gradients() {
-  std::ranges::fill(gradients(), Real{0});
+  constexpr int64_t kPart = 1 << 18;
+  ops_.pool().parallel_for((flat_elements_ + kPart - 1) / kPart, [&](int64_t part) {
+    std::fill_n(gradients_.template as<Real>() + part * kPart, std::min(kPart, flat_elements_ - part * kPart), Real{0});
+  });
 }
 
 template <class Real>

@@ -93,6 +93,11 @@ void visible_lanes(int32_t* first, int32_t* last, std::span<const KeyRange> visi
   }
 }
 
+// Queries, scores and sums of a block.
+int64_t forward_floats(const AttentionPattern& p) {
+  return LeftRows(p.key_dim).floats(kQueries) + kQueries * kKeys + kQueries * padded(p.value_dim);
+}
+
 float capped(float score, double softcap) {
   return softcap > 0 ? static_cast<float>(softcap) * std::tanh(score / static_cast<float>(softcap)) : score;
 }
@@ -152,8 +157,7 @@ void TrainingAttention::forward(MatrixView<float> out, MatrixView<float> log_sum
       tasks_.push_back({&slice, first, std::min(kQueries, slice.queries - first)});
     }
   }
-  const int64_t work_floats = LeftRows(p.key_dim).floats(kQueries) + kQueries * kKeys;
-  grow(work_, pool_.threads() * work_floats * static_cast<int64_t>(sizeof(float)));
+  grow(work_, pool_.threads() * forward_floats(p) * static_cast<int64_t>(sizeof(float)));
   pool_.parallel_for_worker(static_cast<int64_t>(tasks_.size()) * p.heads, [&](int64_t index, int worker) {
     forward_block(call, tasks_[index_of(index / p.heads)], index % p.heads, worker);
   });
@@ -165,15 +169,17 @@ void TrainingAttention::forward_block(const Forward& call, const QueryTask& task
   const int64_t kv_head = head / (p.heads / p.kv_heads);
   const int64_t first_row = task.slice->query_begin + task.first;
   const LeftRows left(p.key_dim);
-  float* q = work_.as<float>() + worker * (left.floats(kQueries) + kQueries * kKeys);
+  float* q = work_.as<float>() + worker * forward_floats(p);
   float* scores = q + left.floats(kQueries);
+  // Sums lie together until they are done: rows of `out` are a power of two apart and would fight for the same cache sets.
+  float* sums = scores + kQueries * kKeys;
+  const int64_t sums_ld = padded(p.value_dim);
   left.pack(kernels_, q, kQueries, in.q.row(first_row) + head * p.key_dim, in.q.stride, task.rows);
 
   float maximum[kQueries], total[kQueries];
   int32_t first[kQueries], last[kQueries];
-  float* out = call.out.row(first_row) + head * p.value_dim;
   for (int64_t i = 0; i < task.rows; ++i) {
-    float* row = out + i * call.out.stride;
+    float* row = sums + i * sums_ld;
     maximum[i] = -std::numeric_limits<float>::infinity();
     total[i] = 0.0f;
     std::fill(row, row + p.value_dim, 0.0f);
@@ -193,16 +199,16 @@ void TrainingAttention::forward_block(const Forward& call, const QueryTask& task
     visible_lanes(first, last, visible, block * kKeys);
     multiply_rows(kernels_, {scores, kKeys, task.rows, kKeys, false}, left, q, kQueries, keys);
     kernels_.softmax_block({.scores = scores, .rows = task.rows, .first = first, .last = last, .maximum = maximum, .total = total,
-                            .out = out, .out_ld = call.out.stride, .value_dim = p.value_dim, .scale = static_cast<float>(p.scale),
+                            .out = sums, .out_ld = sums_ld, .value_dim = p.value_dim, .scale = static_cast<float>(p.scale),
                             .softcap = static_cast<float>(p.softcap)});
-    multiply_rows(kernels_, {out, call.out.stride, task.rows, p.value_dim, true}, LeftRows(kKeys), scores, kQueries, keys + call.key_floats);
+    multiply_rows(kernels_, {sums, sums_ld, task.rows, p.value_dim, true}, LeftRows(kKeys), scores, kQueries, keys + call.key_floats);
   }
   for (int64_t i = 0; i < task.rows; ++i) {
-    float* row = out + i * call.out.stride;
+    const float* row = sums + i * sums_ld;
+    float* out = call.out.row(first_row + i) + head * p.value_dim;
     call.log_sum_exp(first_row + i, head) = total[i] == 0.0f ? maximum[i] : maximum[i] + std::log(total[i]);
-    if (total[i] == 0.0f) continue;   // sees nothing
-    const float inverse = 1.0f / total[i];
-    for (int64_t c = 0; c < p.value_dim; ++c) row[c] *= inverse;
+    const float inverse = total[i] == 0.0f ? 0.0f : 1.0f / total[i];   // 0: sees nothing
+    for (int64_t c = 0; c < p.value_dim; ++c) out[c] = row[c] * inverse;
   }
 }
 
@@ -226,6 +232,9 @@ struct TrainingAttention::Backward {
       keys_transposed = carver.take<float>(kKeys * p.key_dim);
       values_transposed = carver.take<float>(kKeys * p.value_dim);
       keys = carver.take<float>(kKeys * padded(p.key_dim));
+      dq = carver.take<float>(longest * padded(p.key_dim));
+      dkeys = carver.take<float>(kKeys * padded(p.key_dim));
+      dvalues = carver.take<float>(kKeys * padded(p.value_dim));
       scores = carver.take<float>(kQueries * kKeys + 16);
       dscores = carver.take<float>(kQueries * kKeys + 16);
       delta = carver.take<float>(longest);
@@ -233,6 +242,8 @@ struct TrainingAttention::Backward {
     }
     float *q_rows, *dout_rows, *q_panels, *dout_panels;   // of one head, by block of queries
     float *keys_transposed, *values_transposed, *keys;    // of one block of keys
+    // Sums, together rather than where they go: rows of the gradients fight for the same cache sets.
+    float *dq, *dkeys, *dvalues;
     float *scores, *dscores, *delta, *lse;
   };
 };
@@ -257,7 +268,7 @@ void TrainingAttention::backward_head(const Backward& call, const AttentionSlice
   const AttentionGradients<float>& g = call.gradients;
   Carver carver({work_.data() + worker * call.worker_bytes, index_of(call.worker_bytes)});
   const Backward::Work w(carver, p, call.longest);
-  const LeftRows q_left(p.key_dim), dout_left(p.value_dim), key_left(kKeys);
+  const LeftRows q_left(p.key_dim), dout_left(p.value_dim);
   const float scale = static_cast<float>(p.scale), softcap = static_cast<float>(p.softcap);
   const int64_t key_col = kv_head * p.key_dim, value_col = kv_head * p.value_dim;
   const auto clear = [](MatrixView<float> m, int64_t first, int64_t rows, int64_t col, int64_t cols) {
@@ -275,7 +286,8 @@ void TrainingAttention::backward_head(const Backward& call, const AttentionSlice
   const int64_t group = p.heads / p.kv_heads;
   for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
     const int64_t q_col = head * p.key_dim, out_col = head * p.value_dim;
-    clear(g.dq, slice.query_begin, slice.queries, q_col, p.key_dim);
+    const int64_t key_ld = padded(p.key_dim), value_ld = padded(p.value_dim);
+    std::fill_n(w.dq, slice.queries * key_ld, 0.0f);
     for (int64_t first = 0; first < slice.queries; first += kQueries) {
       const int64_t rows = std::min(kQueries, slice.queries - first), row = slice.query_begin + first, block = first / kQueries;
       const float* q = in.q.row(row) + q_col;
@@ -297,7 +309,7 @@ void TrainingAttention::backward_head(const Backward& call, const AttentionSlice
       const float probability = std::exp(score - w.lse[i]);
       float ds = probability * scale * (kernels_.dot(d, in.self_v.row(row) + value_col, p.value_dim) - w.delta[i]);
       if (softcap > 0) ds *= 1.0f - (score / softcap) * (score / softcap);
-      kernels_.add_row(g.dq.row(row) + q_col, k, p.key_dim, ds);
+      kernels_.add_row(w.dq + i * key_ld, k, p.key_dim, ds);
       kernels_.add_row(g.dself_k.row(row) + key_col, q, p.key_dim, ds);
       kernels_.add_row(g.dself_v.row(row) + value_col, d, p.value_dim, probability);
     }
@@ -310,9 +322,12 @@ void TrainingAttention::backward_head(const Backward& call, const AttentionSlice
       pack_panels_transposed(kernels_, w.keys_transposed, in.k.row(key_row) + key_col, in.k.stride, p.key_dim, keys);
       pack_panels_transposed(kernels_, w.values_transposed, in.v.row(key_row) + value_col, in.v.stride, p.value_dim, keys);
       pack_panels(kernels_, w.keys, in.k.row(key_row) + key_col, in.k.stride, keys, p.key_dim);
-      const LeftRows score_left(kKeys);
+      std::fill_n(w.dkeys, keys * key_ld, 0.0f);
+      std::fill_n(w.dvalues, keys * value_ld, 0.0f);
+      LeftRows score_left(kKeys);
+      score_left.depth = keys;
       for (int64_t first = first_query / kQueries * kQueries; first < slice.queries; first += kQueries) {
-        const int64_t rows = std::min(kQueries, slice.queries - first), row = slice.query_begin + first, block = first / kQueries;
+        const int64_t rows = std::min(kQueries, slice.queries - first), block = first / kQueries;
         if (visible[index_of(first)].begin >= key + keys) break;   // this window and all later ones lie behind
         int32_t first_lane[kQueries], last_lane[kQueries];
         visible_lanes(first_lane, last_lane, visible.subspan(index_of(first), index_of(rows)), key);
@@ -322,14 +337,19 @@ void TrainingAttention::backward_head(const Backward& call, const AttentionSlice
                       w.values_transposed);
         kernels_.softmax_block_backward({.scores = w.scores, .dscores = w.dscores, .rows = rows, .first = first_lane, .last = last_lane,
                                          .log_sum_exp = w.lse + first, .delta = w.delta + first, .scale = scale, .softcap = softcap});
-        multiply_columns(kernels_, {g.dv.row(key_row) + value_col, g.dv.stride, keys, p.value_dim, true}, w.scores, rows,
+        multiply_columns(kernels_, {w.dvalues, value_ld, keys, p.value_dim, true}, w.scores, rows,
                          w.dout_panels + first * padded(p.value_dim), rows);
-        multiply_columns(kernels_, {g.dk.row(key_row) + key_col, g.dk.stride, keys, p.key_dim, true}, w.dscores, rows,
+        multiply_columns(kernels_, {w.dkeys, key_ld, keys, p.key_dim, true}, w.dscores, rows,
                          w.q_panels + first * padded(p.key_dim), rows);
-        LeftRows shorter = score_left;
-        shorter.depth = keys;
-        multiply_rows(kernels_, {g.dq.row(row) + q_col, g.dq.stride, rows, p.key_dim, true}, shorter, w.dscores, kQueries, w.keys);
+        multiply_rows(kernels_, {w.dq + first * key_ld, key_ld, rows, p.key_dim, true}, score_left, w.dscores, kQueries, w.keys);
       }
+      for (int64_t i = 0; i < keys; ++i) {
+        kernels_.add_row(g.dk.row(key_row + i) + key_col, w.dkeys + i * key_ld, p.key_dim, 1.0f);
+        kernels_.add_row(g.dv.row(key_row + i) + value_col, w.dvalues + i * value_ld, p.value_dim, 1.0f);
+      }
+    }
+    for (int64_t i = 0; i < slice.queries; ++i) {
+      std::copy_n(w.dq + i * key_ld, p.key_dim, g.dq.row(slice.query_begin + i) + q_col);
     }
   }
 }

@@ -39,15 +39,15 @@ void TrainingGemm::run(const GemmProblem& problem) {
   plan(problem);
   left_floats_ = kLeftFloats;
   grow(left_, pool_.threads() * left_floats_ * static_cast<int64_t>(sizeof(float)));
-  const std::vector<Panel> all = panels_;
-  const int64_t total = static_cast<int64_t>(all.size());
+  const int64_t total = static_cast<int64_t>(panels_.size());
   grow(right_, std::min(total, kGroupPanels) * kGemmPanel * kGemmDepth * static_cast<int64_t>(sizeof(float)));
   for (int64_t group = 0; group < total; group += kGroupPanels) {
-    panels_.assign(all.begin() + group, all.begin() + std::min(total, group + kGroupPanels));
+    const std::span<const Panel> panels =
+        std::span(panels_).subspan(static_cast<size_t>(group), static_cast<size_t>(std::min(kGroupPanels, total - group)));
     for (int64_t k = 0; k < problem.depth; k += kGemmDepth) {
       const int64_t depth = std::min(kGemmDepth, problem.depth - k);
-      pool_.parallel_for(static_cast<int64_t>(panels_.size()), [&](int64_t index) {
-        const Panel& panel = panels_[static_cast<size_t>(index)];
+      pool_.parallel_for(static_cast<int64_t>(panels.size()), [&](int64_t index) {
+        const Panel& panel = panels[static_cast<size_t>(index)];
         const GemmColumns& from = *panel.from;
         float* out = right_.as<float>() + index * kGemmPanel * kGemmDepth;
         const int64_t cols = std::min(kGemmPanel, from.cols - panel.first);
@@ -58,13 +58,13 @@ void TrainingGemm::run(const GemmProblem& problem) {
         }
       });
       pool_.parallel_for_worker(static_cast<int64_t>(blocks_.size()), [&](int64_t index, int worker) {
-        run_block(problem, blocks_[static_cast<size_t>(index)], k, worker);
+        run_block(problem, panels, blocks_[static_cast<size_t>(index)], k, worker);
       });
     }
   }
 }
 
-void TrainingGemm::run_block(const GemmProblem& problem, const Block& block, int64_t first_k, int worker) {
+void TrainingGemm::run_block(const GemmProblem& problem, std::span<const Panel> panels, const Block& block, int64_t first_k, int worker) {
   const int64_t depth = std::min(kGemmDepth, problem.depth - first_k);
   const int64_t tile_rows = kernels_.tile_rows;
   const GemmRows& from = *block.from;
@@ -80,13 +80,13 @@ void TrainingGemm::run_block(const GemmProblem& problem, const Block& block, int
   }
   const bool add = problem.add || first_k > 0;
   GemmTile tile{.form = problem.a_by_columns ? LeftForm::kColumns : LeftForm::kRows256, .a_step = tile_rows, .depth = depth, .add = add};
-  for (size_t p = 0; p < panels_.size(); ++p) {
-    const GemmColumns& to = *panels_[p].from;
+  for (size_t p = 0; p < panels.size(); ++p) {
+    const GemmColumns& to = *panels[p].from;
     tile.b = right_.as<float>() + static_cast<int64_t>(p) * kGemmPanel * kGemmDepth;
-    tile.cols = static_cast<int>(std::min(kGemmPanel, to.cols - panels_[p].first));
+    tile.cols = static_cast<int>(std::min(kGemmPanel, to.cols - panels[p].first));
     tile.c_ld = to.c != nullptr ? to.c_ld : from.c_ld;
-    float* c = (to.c != nullptr ? to.c : from.c) + panels_[p].first;
-    tile.bias = to.bias == nullptr ? nullptr : to.bias + panels_[p].first;
+    float* c = (to.c != nullptr ? to.c : from.c) + panels[p].first;
+    tile.bias = to.bias == nullptr ? nullptr : to.bias + panels[p].first;
     for (int64_t row = 0; row < block.rows; row += tile_rows) {
       tile.rows = static_cast<int>(std::min(tile_rows, block.rows - row));
       tile.a = left + row / tile_rows * tile_floats;

@@ -58,7 +58,7 @@ class TrainingGemm {
     int64_t first, rows;
   };
   void plan(const GemmProblem& problem);
-  void run_block(const GemmProblem& problem, const Block& block, int64_t first_k, int worker);
+  void run_block(const GemmProblem& problem, std::span<const Panel> panels, const Block& block, int64_t first_k, int worker);
   void run_member(const BatchedGemm<float>& gemm, int64_t member, int worker);
   float* left_of(int worker) const { return left_.as<float>() + worker * left_floats_; }
 

@@ -129,63 +129,83 @@ inline F32 capped(F32 s, float softcap) {
   return softcap > 0.0f ? f_mul(f_set1(softcap), f_tanh(f_mul(s, f_set1(1.0f / softcap)))) : s;
 }
 
-void softmax_block(const SoftmaxBlock& b) {
+// x where the key is visible, else `hidden`. kWhole: every key of the block is.
+template <bool kWhole>
+inline F32 where_visible(int32_t first, int32_t last, int chunk, F32 x, F32 hidden) {
+  if constexpr (kWhole) return x;
+  return f_select_range(clamp16(first - 16 * chunk), clamp16(last - 16 * chunk), x, hidden);
+}
+
+template <bool kWhole>
+QUIPU_KERNEL void softmax_row(const SoftmaxBlock& b, int64_t row) {
   const F32 lowest = f_set1(-__builtin_inff()), zero = f_zero();
-  for (int64_t row = 0; row < b.rows; ++row) {
-    float* s = b.scores + row * 64;
-    if (b.first[row] >= b.last[row]) {
-      repeat<4>([&](auto c) { f_store(s + 16 * c, zero); });
-      continue;
-    }
-    F32 score[4];
-    F32 largest = lowest;
-    repeat<4>([&](auto c) {
-      const F32 plain = capped(f_mul(f_load(s + 16 * c), f_set1(b.scale)), b.softcap);
-      score[c] = f_select_range(clamp16(b.first[row] - 16 * c), clamp16(b.last[row] - 16 * c), plain, lowest);
-      largest = f_max(score[c], largest);
-    });
-    const float old = b.maximum[row];
-    const float block_maximum = f_reduce_max(largest);
-    const float maximum = block_maximum > old ? block_maximum : old;
-    F32 sum = zero;
-    repeat<4>([&](auto c) {
-      // A NaN score must reach the total; exp() alone would hide it.
-      const F32 p = f_exp(f_sub(score[c], f_set1(maximum)));
-      const F32 poisoned = f_fma(f_select_range(clamp16(b.first[row] - 16 * c), clamp16(b.last[row] - 16 * c), score[c], zero), zero, p);
-      f_store(s + 16 * c, poisoned);
-      sum = f_add(sum, poisoned);
-    });
+  const int32_t first = b.first[row], last = b.last[row];
+  float* s = b.scores + row * 64;
+  F32 score[4];
+  repeat<4>([&](auto c) {
+    score[c] = where_visible<kWhole>(first, last, c, capped(f_mul(f_load(s + 16 * c), f_set1(b.scale)), b.softcap), lowest);
+  });
+  const float old = b.maximum[row];
+  const float block_maximum = f_reduce_max(f_max(f_max(score[0], score[1]), f_max(score[2], score[3])));
+  const float maximum = block_maximum > old ? block_maximum : old;
+  F32 p[4];
+  repeat<4>([&](auto c) {
+    // A NaN score must reach the total; exp() alone would hide it.
+    const F32 poison = where_visible<kWhole>(first, last, c, score[c], zero);
+    p[c] = f_fma(poison, zero, f_exp(f_sub(score[c], f_set1(maximum))));
+    f_store(s + 16 * c, p[c]);
+  });
+  const float sum = f_reduce_add(f_add(f_add(p[0], p[1]), f_add(p[2], p[3])));
+  if (maximum != old) {
+    alignas(64) float rescale[16];
+    f_store(rescale, f_exp(f_set1(old - maximum)));   // 0 for the first block
     b.maximum[row] = maximum;
-    if (maximum != old) {
-      alignas(64) float rescale[16];
-      f_store(rescale, f_exp(f_set1(old - maximum)));   // 0 for the first block
-      b.total[row] *= rescale[0];
-      const F32 factor = f_set1(rescale[0]);
-      float* out = b.out + row * b.out_ld;
-      for (int64_t i = 0; i < b.value_dim; i += 16) store_lanes(out + i, f_mul(load_lanes(out + i, b.value_dim - i), factor), b.value_dim - i);
+    b.total[row] *= rescale[0];
+    const F32 factor = f_set1(rescale[0]);
+    float* out = b.out + row * b.out_ld;
+    for (int64_t i = 0; i < b.value_dim; i += 16) store_lanes(out + i, f_mul(load_lanes(out + i, b.value_dim - i), factor), b.value_dim - i);
+  }
+  b.total[row] += sum;
+}
+
+void softmax_block(const SoftmaxBlock& b) {
+  for (int64_t row = 0; row < b.rows; ++row) {
+    if (b.first[row] >= b.last[row]) {
+      repeat<4>([&](auto c) { f_store(b.scores + row * 64 + 16 * c, f_zero()); });
+    } else if (b.first[row] <= 0 && b.last[row] >= 64) {
+      softmax_row<true>(b, row);
+    } else {
+      softmax_row<false>(b, row);
     }
-    b.total[row] += f_reduce_add(sum);
   }
 }
 
+template <bool kWhole>
+QUIPU_KERNEL void softmax_row_backward(const SoftmaxBlockBackward& b, int64_t row) {
+  const F32 zero = f_zero(), scale = f_set1(b.scale), lse = f_set1(b.log_sum_exp[row]), delta = f_set1(b.delta[row]);
+  const int32_t first = b.first[row], last = b.last[row];
+  repeat<4>([&](auto c) {
+    float* s = b.scores + row * 64 + 16 * c;
+    float* d = b.dscores + row * 64 + 16 * c;
+    const F32 score = capped(f_mul(f_load(s), scale), b.softcap);
+    const F32 p = where_visible<kWhole>(first, last, c, f_fma(score, zero, f_exp(f_sub(score, lse))), zero);
+    F32 ds = f_mul(f_mul(p, scale), f_sub(f_load(d), delta));
+    if (b.softcap > 0.0f) {
+      const F32 ratio = f_mul(score, f_set1(1.0f / b.softcap));
+      ds = f_mul(ds, f_sub(f_set1(1.0f), f_mul(ratio, ratio)));
+    }
+    f_store(s, p);
+    f_store(d, where_visible<kWhole>(first, last, c, ds, zero));
+  });
+}
+
 void softmax_block_backward(const SoftmaxBlockBackward& b) {
-  const F32 zero = f_zero(), scale = f_set1(b.scale), one = f_set1(1.0f);
   for (int64_t row = 0; row < b.rows; ++row) {
-    const F32 lse = f_set1(b.log_sum_exp[row]), delta = f_set1(b.delta[row]);
-    repeat<4>([&](auto c) {
-      float* s = b.scores + row * 64 + 16 * c;
-      float* d = b.dscores + row * 64 + 16 * c;
-      const int first = clamp16(b.first[row] - 16 * c), last = clamp16(b.last[row] - 16 * c);
-      const F32 score = capped(f_mul(f_load(s), scale), b.softcap);
-      const F32 p = f_select_range(first, last, f_fma(score, zero, f_exp(f_sub(score, lse))), zero);
-      F32 ds = f_mul(f_mul(p, scale), f_sub(f_load(d), delta));
-      if (b.softcap > 0.0f) {
-        const F32 ratio = f_mul(score, f_set1(1.0f / b.softcap));
-        ds = f_mul(ds, f_sub(one, f_mul(ratio, ratio)));
-      }
-      f_store(s, p);
-      f_store(d, f_select_range(first, last, ds, zero));
-    });
+    if (b.first[row] <= 0 && b.last[row] >= 64) {
+      softmax_row_backward<true>(b, row);
+    } else {
+      softmax_row_backward<false>(b, row);
+    }
   }
 }
 
