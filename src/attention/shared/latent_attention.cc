@@ -151,7 +151,7 @@ Result<void> LatentAttention::bind_up(WeightSource& weights, Backend& backend) {
                                           term("heads", s_.heads) + " * (" + term("nope_dim", nope) + " + " +
                                               term("value_dim", value) + ")"));
   }
-  if (s_.form != LatentForm::kAbsorbed) {
+  if (s_.form != LatentForm::kAbsorbed || s_.keeps_up) {
     ASSIGN_OR_RETURN(latent_up_, pack_exactly(backend, joint, s_.heads * up, rank));
   }
   if (s_.form == LatentForm::kExpanded) return {};
@@ -266,9 +266,8 @@ void LatentAttention::absorbed(Backend& backend, MatrixView<float> heads, Matrix
     const MatrixView<float> q = inward.rows_from(0, rows), sums = summed.rows_from(0, rows);
     const MatrixView<const float> from = query.rows_from(begin, rows);
     const MatrixView<float> to = heads.rows_from(begin, rows);
+    absorb(backend, q, from, s_.width());
     for (int64_t head = 0; head < s_.heads; ++head) {
-      backend.matmul(q.cols_from(head * s_.width(), s_.rank), *key_up_[static_cast<size_t>(head)],
-                     from.cols_from(head * s_.query_dim(), s_.nope_dim));
       for (int64_t row = 0; row < rows; ++row) {
         std::copy_n(from.row(row) + head * s_.query_dim() + s_.nope_dim, s_.rope_dim,
                     q.row(row) + head * s_.width() + s_.rank);
@@ -276,19 +275,44 @@ void LatentAttention::absorbed(Backend& backend, MatrixView<float> heads, Matrix
     }
     attend_absorbed(backend.pool(), sums, q, contexts.subspan(static_cast<size_t>(begin), static_cast<size_t>(rows)), shape,
                     work);
-    for (int64_t head = 0; head < s_.heads; ++head) {
-      backend.matmul(to.cols_from(head * s_.value_dim, s_.value_dim), *value_up_[static_cast<size_t>(head)],
-                     sums.cols_from(head * s_.rank, s_.rank));
-    }
+    raise_values(backend, to, sums);
   }
+}
+
+void LatentAttention::absorb(Backend& backend, MatrixView<float> out, MatrixView<const float> query, int64_t stride) const {
+  for (int64_t head = 0; head < s_.heads; ++head) {
+    backend.matmul(out.cols_from(head * stride, s_.rank), *key_up_[static_cast<size_t>(head)],
+                   query.cols_from(head * s_.query_dim(), s_.nope_dim));
+  }
+}
+
+void LatentAttention::raise_values(Backend& backend, MatrixView<float> heads, MatrixView<const float> sums) const {
+  for (int64_t head = 0; head < s_.heads; ++head) {
+    backend.matmul(heads.cols_from(head * s_.value_dim, s_.value_dim), *value_up_[static_cast<size_t>(head)],
+                   sums.cols_from(head * s_.rank, s_.rank));
+  }
+}
+
+void LatentAttention::expand(Backend& backend, MatrixView<float> out, MatrixView<const float> latent) const {
+  backend.matmul(out, *latent_up_, latent);
+}
+
+void LatentAttention::project_output(Backend& backend, MatrixView<float> out, MatrixView<const float> heads) const {
+  backend.matmul(out, *output_, heads, data_or_null(output_bias_));
 }
 
 void LatentAttention::attend(Backend& backend, MatrixView<float> out, MatrixView<const float> query,
                              std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const {
   const ArenaMark mark(scratch);
+  const MatrixView<float> heads = scratch.matrix(query.rows, s_.heads * s_.value_dim);
+  attend_heads(backend, heads, query, contexts, dtype, scratch);
+  project_output(backend, out, heads);
+}
+
+void LatentAttention::attend_heads(Backend& backend, MatrixView<float> heads, MatrixView<const float> query,
+                                   std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const {
   CHECK(static_cast<int64_t>(contexts.size()) == query.rows) << contexts.size() << " contexts of " << query.rows << " rows";
   CHECK(backend.threads() <= threads_) << "a back end of " << backend.threads() << " threads, weights packed for " << threads_;
-  const MatrixView<float> heads = scratch.matrix(query.rows, s_.heads * s_.value_dim);
   for (int64_t begin = 0; begin < query.rows;) {
     const LatentContext& first = contexts[static_cast<size_t>(begin)];
     // Absorbed rows of all sequences together; expanded ones by sequence.
@@ -310,7 +334,6 @@ void LatentAttention::attend(Backend& backend, MatrixView<float> out, MatrixView
     }
     begin = end;
   }
-  backend.matmul(out, *output_, heads, data_or_null(output_bias_));
 }
 
 int64_t LatentAttention::weight_bytes() const {

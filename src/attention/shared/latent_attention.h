@@ -51,6 +51,7 @@ struct LatentSettings {
   float norm_epsilon = 0.0f;
   float scale = 1.0f;
   LatentForm form = LatentForm::kAbsorbed;
+  bool keeps_up = false;   // keeps what expand() multiplies by, whatever the form
   RopeSettings rope;
 
   int64_t query_dim() const { return nope_dim + rope_dim; }   // of one head
@@ -83,6 +84,17 @@ class LatentAttention {
   void attend(Backend& backend, MatrixView<float> out, MatrixView<const float> query,
               std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const;
 
+  // The parts of attend(), for rooms that mix something else in. heads [n, heads * value_dim]: before the output projection.
+  void attend_heads(Backend& backend, MatrixView<float> heads, MatrixView<const float> query,
+                    std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const;
+  void project_output(Backend& backend, MatrixView<float> out, MatrixView<const float> heads) const;
+  // Not with form expanded. Head i of out begins at i * stride and gets the query's position-free part in the latent space,
+  // [rank]; head i of `heads` gets what its value projection makes of sums [n, heads * rank].
+  void absorb(Backend& backend, MatrixView<float> out, MatrixView<const float> query, int64_t stride) const;
+  void raise_values(Backend& backend, MatrixView<float> heads, MatrixView<const float> sums) const;
+  // With settings().keeps_up or a form other than absorbed: out [n, heads * up_dim], per head [key | value], of latents [n, rank].
+  void expand(Backend& backend, MatrixView<float> out, MatrixView<const float> latent) const;
+
   int64_t weight_bytes() const;
   int64_t flops_per_token() const;
   int64_t flops_per_row() const;   // of one token attending to one row
@@ -105,7 +117,7 @@ class LatentAttention {
   std::unique_ptr<PackedMatrix> query_, query_down_, query_up_, latent_down_, output_;
   std::vector<std::unique_ptr<PackedMatrix>> key_up_;     // per head [rank, nope_dim]; not for kExpanded
   std::vector<std::unique_ptr<PackedMatrix>> value_up_;   // per head [value_dim, rank]; not for kExpanded
-  std::unique_ptr<PackedMatrix> latent_up_;               // [heads * up_dim, rank]; not for kAbsorbed
+  std::unique_ptr<PackedMatrix> latent_up_;               // [heads * up_dim, rank]; not for kAbsorbed unless keeps_up
   std::vector<float> query_bias_, query_down_bias_, latent_down_bias_, output_bias_;
   std::vector<float> query_down_norm_, query_down_norm_bias_, latent_norm_, latent_norm_bias_;
 };
