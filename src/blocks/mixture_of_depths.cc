@@ -18,7 +18,8 @@ float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 const float* data_or_null(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
 
 // The text under `key`, which must be `first` or `second`: whether it is `second`. Absent: `first`.
-Result<bool> is_second(const HyperParameters& p, std::string_view key, std::string_view first, std::string_view second) {
+Result<bool> is_second(const HyperParameters& p, std::string_view key, std::string_view first,
+                       std::string_view second) {
   ASSIGN_OR_RETURN(const std::string text, p.text_or(key, std::string(first)));
   if (text == first || text == second) return text == second;
   return bad_input(p.origin() + ": mixture_of_depths setting " + std::string(key) + " is \"" + text + "\", expected " +
@@ -66,13 +67,17 @@ Result<void> MixtureOfDepths::bind(int64_t hidden, WeightSource& weights, Backen
   ASSIGN_OR_RETURN(router_bias_, optional_vector(weights, "mixture_of_depths.router_bias", 1));
   if (s_.normalised_input) ones_.assign(static_cast<size_t>(hidden), 1.0f);
   if (s_.rule == DepthRule::kMoving) {
-    ASSIGN_OR_RETURN(const std::vector<float> threshold, weights.vector("mixture_of_depths.router_threshold", 1, "one number"));
+    ASSIGN_OR_RETURN(const std::vector<float> threshold,
+                     weights.vector("mixture_of_depths.router_threshold", 1, "one number"));
     threshold_ = threshold[0];
   }
   if (s_.rule == DepthRule::kPredictor) {
-    ASSIGN_OR_RETURN(predictor_up_, float_matrix(weights, backend, "mixture_of_depths.predictor_up", s_.predictor_dim, hidden));
-    ASSIGN_OR_RETURN(predictor_up_bias_, optional_vector(weights, "mixture_of_depths.predictor_up_bias", s_.predictor_dim));
-    ASSIGN_OR_RETURN(predictor_down_, float_matrix(weights, backend, "mixture_of_depths.predictor_down", 1, s_.predictor_dim));
+    ASSIGN_OR_RETURN(predictor_up_,
+                     float_matrix(weights, backend, "mixture_of_depths.predictor_up", s_.predictor_dim, hidden));
+    ASSIGN_OR_RETURN(predictor_up_bias_,
+                     optional_vector(weights, "mixture_of_depths.predictor_up_bias", s_.predictor_dim));
+    ASSIGN_OR_RETURN(predictor_down_,
+                     float_matrix(weights, backend, "mixture_of_depths.predictor_down", 1, s_.predictor_dim));
     ASSIGN_OR_RETURN(predictor_down_bias_, optional_vector(weights, "mixture_of_depths.predictor_down_bias", 1));
   }
   return {};
@@ -93,11 +98,11 @@ StateLayout MixtureOfDepths::state_layout(const PreNormBlock& block, const State
 }
 
 struct MixtureOfDepths::Step {
-  float* score = nullptr;              // [rows] r, then the weight g
-  float* predicted = nullptr;          // [rows] what the rule compares with zero
-  uint8_t* chosen = nullptr;           // [rows]
+  float* score = nullptr;      // [rows] r, then the weight g
+  float* predicted = nullptr;  // [rows] what the rule compares with zero
+  uint8_t* chosen = nullptr;   // [rows]
   // Of the rows let in, `count` of them:
-  int64_t* index = nullptr;            // their rows in the batch
+  int64_t* index = nullptr;  // their rows in the batch
   int64_t* positions = nullptr;
   SequenceSlice* slices = nullptr;
   int64_t count = 0, slice_count = 0;
@@ -184,8 +189,8 @@ void MixtureOfDepths::scatter(const Step& step, MatrixView<float> x) const {
   }
 }
 
-void MixtureOfDepths::forward(Backend& backend, MatrixView<float> x, const PreNormBlock& block, const RaggedBatch& batch,
-                              Arena& scratch) const {
+void MixtureOfDepths::forward(Backend& backend, MatrixView<float> x, const PreNormBlock& block,
+                              const RaggedBatch& batch, Arena& scratch) const {
   CHECK(x.cols == hidden_) << "rows of " << x.cols << ", router of " << hidden_;
   const ArenaMark mark(scratch);
   Step step;

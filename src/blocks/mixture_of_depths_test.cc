@@ -30,7 +30,8 @@ Rows part(const Rows& all, int64_t begin, int64_t end, int64_t cols) {
   return {all.begin() + begin * cols, all.begin() + end * cols};
 }
 
-// ---- The worked example of the specification, 5.5 -----------------------------------------------------------------------
+// ---- The worked example of the specification, 5.5
+// -----------------------------------------------------------------------
 
 // Sums up the first component of what was let in; the running sum is the only state.
 class RunningSum final : public Attention {
@@ -94,7 +95,8 @@ class GivenWeights final : public WeightSource {
 Rows worked_example(DepthRule rule, const DepthSettings& settings) {
   auto backend = make_reference_backend(1);
   // A norm that changes nothing: x / sqrt(mean(x^2) + 1e12) * 1e6.
-  GivenWeights weights({{"attention_norm", {1e6f, 1e6f}}, {"feed_forward_norm", {1e6f, 1e6f}}, {"mixture_of_depths.router", {0, 1}}});
+  GivenWeights weights(
+      {{"attention_norm", {1e6f, 1e6f}}, {"feed_forward_norm", {1e6f, 1e6f}}, {"mixture_of_depths.router", {0, 1}}});
   auto block = PreNormBlock::create({.hidden = 2, .epsilon = 1e12f}, std::make_unique<RunningSum>(),
                                     std::make_unique<Nothing>(), weights);
   auto depths = MixtureOfDepths::create(settings, 2, weights, *backend);
@@ -148,7 +150,8 @@ TEST(MixtureOfDepths, TopKOfSegmentsFillsEachOfThem) {
   for (size_t i = 0; i < 8; ++i) EXPECT_FLOAT_EQ(thirds[i], wanted[i]) << i;
 }
 
-// ---- Around every room --------------------------------------------------------------------------------------------------
+// ---- Around every room
+// --------------------------------------------------------------------------------------------------
 
 struct RoomCase {
   std::string name, room;
@@ -164,23 +167,37 @@ HyperParameters settings_of(const std::vector<std::pair<std::string, HyperParame
 std::vector<RoomCase> room_cases() {
   const std::string rms = "rms", delta = "delta", previous = "previous", layer = "layer";
   const auto latent = [&](const std::string& norm) {
-    HyperParameters p = settings_of({{"heads", int64_t{3}}, {"latent_rank", int64_t{12}}, {"nope_dim", int64_t{6}},
-                                     {"rope_dim", int64_t{4}}, {"value_dim", int64_t{5}}, {"latent_norm", norm},
-                                     {"norm_epsilon", 1e-6}, {"rope_theta", 1e4}});
+    HyperParameters p = settings_of({{"heads", int64_t{3}},
+                                     {"latent_rank", int64_t{12}},
+                                     {"nope_dim", int64_t{6}},
+                                     {"rope_dim", int64_t{4}},
+                                     {"value_dim", int64_t{5}},
+                                     {"latent_norm", norm},
+                                     {"norm_epsilon", 1e-6},
+                                     {"rope_theta", 1e4}});
     return p;
   };
   HyperParameters temporal = latent(layer);
   temporal.set("stride", int64_t{3});
-  return {{"grouped_query", "grouped_query",
-           settings_of({{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{6}}, {"rope_theta", 1e4}})},
-          {"grouped_query_windowed", "grouped_query",
-           settings_of({{"heads", int64_t{2}}, {"kv_heads", int64_t{1}}, {"head_dim", int64_t{8}}, {"rope_theta", 1e4},
-                        {"window", int64_t{19}}})},
-          {"latent", "latent", latent(rms)},
-          {"temporal_latent", "temporal_latent", temporal},
-          {"infini", "infini",
-           settings_of({{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{6}}, {"rope_theta", 1e4},
-                        {"rule", delta}, {"segment_tokens", int64_t{23}}, {"window", previous}})}};
+  return {
+      {"grouped_query", "grouped_query",
+       settings_of({{"heads", int64_t{4}}, {"kv_heads", int64_t{2}}, {"head_dim", int64_t{6}}, {"rope_theta", 1e4}})},
+      {"grouped_query_windowed", "grouped_query",
+       settings_of({{"heads", int64_t{2}},
+                    {"kv_heads", int64_t{1}},
+                    {"head_dim", int64_t{8}},
+                    {"rope_theta", 1e4},
+                    {"window", int64_t{19}}})},
+      {"latent", "latent", latent(rms)},
+      {"temporal_latent", "temporal_latent", temporal},
+      {"infini", "infini",
+       settings_of({{"heads", int64_t{4}},
+                    {"kv_heads", int64_t{2}},
+                    {"head_dim", int64_t{6}},
+                    {"rope_theta", 1e4},
+                    {"rule", delta},
+                    {"segment_tokens", int64_t{23}},
+                    {"window", previous}})}};
 }
 
 struct RuleCase {
@@ -191,10 +208,16 @@ struct RuleCase {
 std::vector<RuleCase> rule_cases() {
   using Text = std::string;
   return {{"threshold", settings_of({{"capacity", 0.5}, {"slack", 1.0}})},
-          {"predictor", settings_of({{"capacity", 0.5}, {"slack", 1.0}, {"decode", Text("predictor")},
-                                     {"predictor_dim", int64_t{9}}, {"weight", Text("sigmoid")}})},
-          {"moving_rms", settings_of({{"capacity", 0.5}, {"slack", 1.0}, {"decode", Text("moving")},
-                                      {"router_input", Text("rms")}, {"output", Text("block")}})}};
+          {"predictor", settings_of({{"capacity", 0.5},
+                                     {"slack", 1.0},
+                                     {"decode", Text("predictor")},
+                                     {"predictor_dim", int64_t{9}},
+                                     {"weight", Text("sigmoid")}})},
+          {"moving_rms", settings_of({{"capacity", 0.5},
+                                      {"slack", 1.0},
+                                      {"decode", Text("moving")},
+                                      {"router_input", Text("rms")},
+                                      {"output", Text("block")}})}};
 }
 
 constexpr int64_t kHidden = 20;
@@ -240,7 +263,8 @@ class Layer {
                                          std::move(mlp).value(), weights));
     auto settings = read_depth_settings(depth_settings);
     CHECK(settings.ok()) << settings.error().message;
-    GivenWeights constant({{"mixture_of_depths.router", Rows(kHidden, 0.0f)}, {"mixture_of_depths.router_bias", {score.value_or(0.0f)}}});
+    GivenWeights constant(
+        {{"mixture_of_depths.router", Rows(kHidden, 0.0f)}, {"mixture_of_depths.router_bias", {score.value_or(0.0f)}}});
     WeightSource& router = score ? static_cast<WeightSource&>(constant) : weights;
     depths_.emplace(*MixtureOfDepths::create(*settings, kHidden, router, *backend_));
   }
@@ -352,7 +376,8 @@ TEST_P(AroundEveryRoom, ATokenChangesItselfAndTheFutureOnly) {
   const Rows before = layer_.alone(x_);
   for (const int64_t token : {int64_t{0}, int64_t{22}, int64_t{23}, int64_t{100}, kTokens - 1}) {
     Rows changed = x_;
-    for (int64_t c = 0; c < kHidden; ++c) changed[static_cast<size_t>(token * kHidden + c)] *= -1.5f;   // may turn the router
+    for (int64_t c = 0; c < kHidden; ++c)
+      changed[static_cast<size_t>(token * kHidden + c)] *= -1.5f;  // may turn the router
     SequenceState state = layer_.new_state();
     const Rows after = layer_.feed(state, changed, 0, kTokens, kChunk);
     EXPECT_TRUE(same_bits(part(after, 0, token, kHidden), part(before, 0, token, kHidden))) << token;
@@ -422,7 +447,8 @@ TEST_P(AroundEveryRoom, ForksDivergeAndCutsForget) {
     } else {
       EXPECT_NE(at, 0);
       const Rewind promise = layer_.dense_layout().rewind;
-      EXPECT_TRUE(promise != Rewind::kAnyToken || GetParam().room.name == "grouped_query_windowed") << cut.error().message;
+      EXPECT_TRUE(promise != Rewind::kAnyToken || GetParam().room.name == "grouped_query_windowed")
+          << cut.error().message;
     }
   }
   EXPECT_EQ(layer_.pool().live_bytes(), 0) << "pages leak";
@@ -434,7 +460,7 @@ TEST_P(AroundEveryRoom, TheStateHoldsTheRoutedTokensOnly) {
   exact.routed.reset();
   for (int64_t done = 0; done < kTokens; done += 20) {
     (void)layer_.feed(state, x_, done, done + 20, 20);
-    if (GetParam().room.name == "grouped_query_windowed") continue;   // its ring is prepared a chunk ahead
+    if (GetParam().room.name == "grouped_query_windowed") continue;  // its ring is prepared a chunk ahead
     EXPECT_EQ(state.bytes(), state_bytes_allocated(exact, state.layer(0).tokens()));
   }
   const RoutedTokens counts = state.routed_tokens().at(0);
@@ -457,7 +483,7 @@ TEST_P(AroundEveryRoom, ADecodeStepAllocatesNothing) {
   };
   while (state.layer(0).tokens() < 30) decode();
   const int64_t before = allocations_so_far();
-  while (state.tokens() < kTokens) decode();   // crosses pages
+  while (state.tokens() < kTokens) decode();  // crosses pages
   EXPECT_EQ(allocations_so_far() - before, 0);
 }
 
@@ -516,7 +542,8 @@ std::string name_of(const testing::TestParamInfo<Parameter>& test) {
 
 INSTANTIATE_TEST_SUITE_P(Routed, AroundEveryRoom, testing::ValuesIn(all_parameters()), name_of);
 
-// ---- Limits ---------------------------------------------------------------------------------------------------------------
+// ---- Limits
+// ---------------------------------------------------------------------------------------------------------------
 
 class WithAConstantRouter : public testing::TestWithParam<Parameter> {
  protected:
@@ -536,7 +563,7 @@ TEST_P(WithAConstantRouter, FullCapacityAndAWeightOfOneAreTheDenseBlockBitForBit
 }
 
 TEST_P(WithAConstantRouter, NobodyLetInIsTheIdentityAndLeavesNothingBehind) {
-  for (const float score : {0.0f, -3.0f, std::nanf("")}) {   // the border itself is outside
+  for (const float score : {0.0f, -3.0f, std::nanf("")}) {  // the border itself is outside
     Layer layer(GetParam(), settings_of({{"capacity", 0.125}}), score);
     SequenceState state = layer.new_state();
     const int64_t before = state.bytes();
@@ -619,7 +646,8 @@ TEST(MixtureOfDepths, TheServingRuleIsComparedWithTheRuleOfTraining) {
   EXPECT_EQ(apart, std::abs(static_cast<double>(served.size()) - 100.0) / kTokens);
 }
 
-// ---- Settings -------------------------------------------------------------------------------------------------------------
+// ---- Settings
+// -------------------------------------------------------------------------------------------------------------
 
 TEST(DepthSettings, BadOnesAreRefusedByName) {
   using Text = std::string;

@@ -42,7 +42,8 @@ double selection_disagreement(std::span<const int64_t> a, std::span<const int64_
   return static_cast<double>(differing.size()) / static_cast<double>(tokens);
 }
 
-double auxiliary_router_loss(std::span<float> gradient, std::span<const float> scores, std::span<const int64_t> selected) {
+double auxiliary_router_loss(std::span<float> gradient, std::span<const float> scores,
+                             std::span<const int64_t> selected) {
   CHECK(gradient.size() == scores.size() && !scores.empty()) << gradient.size() << " for " << scores.size();
   const double count = static_cast<double>(scores.size());
   double sum = 0.0;
