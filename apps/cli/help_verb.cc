@@ -1,7 +1,6 @@
 // quipu, quipu help, quipu help VERB; and the table of verbs.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <array>
 #include <cstdio>
 #include <memory>
 
@@ -14,7 +13,7 @@
 namespace quipu::cli {
 namespace {
 
-constexpr std::array<Verb, 10> kVerbs = {{
+constexpr Verb kVerbs[] = {
     {"run", "", "answer one prompt, streaming", "quipu run MODEL [-p PROMPT | -f FILE | < FILE] [flags]",
      "The model's own chat template is applied unless --raw is given or the model has none. The answer goes to "
      "standard\n"
@@ -76,10 +75,30 @@ constexpr std::array<Verb, 10> kVerbs = {{
      "quipu verify-room latent.safetensors\n"
      "quipu verify-room golden/*.safetensors --json",
      declare_verify_room},
+    {"train", "", "train a model", "quipu train CONFIG.toml [--resume] [flags]",
+     "The file says what to train, on what and how; docs/training.md explains every key. Weights, moments and the position in\n"
+     "the data are saved every few minutes and at Ctrl-C; --resume continues bit for bit. The finished model is a folder that\n"
+     "'quipu run' reads; report.html beside it shows the curves. 'mpirun -np 2 quipu train ...' spreads a batch over\n"
+     "processes. A first file:\n\n"
+     "[model]     config = \"model/config.json\"\n\n"
+     "[data]      train = [\"books/\"]   tokenizer = \"tokenizer.json\"   held_out_fraction = 0.02\n\n"
+     "[train]     steps = 2000   batch = 16   sequence = 512   (one key a line)\n\n"
+     "[output]    folder = \"out\"",
+     "quipu train run.toml\n"
+     "quipu train run.toml --resume --steps 4000\n"
+     "quipu train run.toml --set optimizer.learning_rate=3e-4 --out out-slow --json\n"
+     "mpirun -np 2 quipu train run.toml",
+     declare_train},
+    {"tokenizer", "", "learn a vocabulary from text", "quipu tokenizer train FILES... --vocab-size N -o tokenizer.json",
+     "Byte-level BPE: words are cut as GPT-2 or Llama 3 cut them, and the most frequent neighbours are joined until there are\n"
+     "N tokens. Equal texts give an equal file; Hugging Face `tokenizers` reads it and gives the same ids.",
+     "quipu tokenizer train book.txt --vocab-size 8000 -o tokenizer.json\n"
+     "quipu tokenizer train corpus/*.txt --vocab-size 32000 --pattern llama3 -o tokenizer.json --json",
+     declare_tokenizer},
     {"help", "", "this page, or one verb's", "quipu help [VERB]", "", "quipu help run", declare_help},
     {"version", "", "version, instruction set, machine", "quipu version [--json]", "", "quipu version --json",
      declare_version},
-}};
+};
 
 std::string bold(std::string_view text) {
   const bool colour = colour_wanted(stdout);

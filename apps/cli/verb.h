@@ -40,6 +40,8 @@ Action declare_perplexity(CLI::App& app);
 Action declare_quantise(CLI::App& app);
 Action declare_bench(CLI::App& app);
 Action declare_verify_room(CLI::App& app);
+Action declare_train(CLI::App& app);
+Action declare_tokenizer(CLI::App& app);
 Action declare_help(CLI::App& app);
 Action declare_version(CLI::App& app);
 
