@@ -83,7 +83,7 @@ int64_t state_bytes(const StateLayout& layout, int64_t tokens) {
 
 int64_t state_bytes_allocated(const StateLayout& layout, int64_t tokens) {
   int64_t bytes = 0;
-  tokens = layout.tokens_expected(tokens);
+  tokens = layout.tokens_reserved(tokens);
   for (const RegionSpec& region : layout.regions) {
     int64_t pages = region.growth == Growth::kFixed ? 1 : pages_of(region.rows_after(tokens));
     if (region.growth == Growth::kRing) pages = std::min(pages, region.ring_pages());

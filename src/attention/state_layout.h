@@ -72,7 +72,8 @@ RegionSpec position_region();
 // Bytes that `tokens` tokens of a sequence take, to the row: what the formulas of the papers count. A ring counts ring_rows
 // at most, a routed layer the tokens it expects.
 int64_t state_bytes(const StateLayout& layout, int64_t tokens);
-// Bytes that are allocated for them, in whole pages of RegionSpec::page_rows() rows.
+// Bytes that a context of `tokens` tokens takes when it is full, in whole pages of RegionSpec::page_rows() rows: of a routed
+// layer as much as it has room for.
 int64_t state_bytes_allocated(const StateLayout& layout, int64_t tokens);
 
 }  // namespace quipu

@@ -66,5 +66,20 @@ TEST(StateLayout, SignaturesTellLayoutsApart) {
   EXPECT_EQ(StateLayout{.regions = {base}}.signature(), "key f16 64 per_token;");
 }
 
+TEST(StateLayout, ARoutedLayerCountsAShareOfTheTokens) {
+  StateLayout layout{.regions = {{.name = "key", .dtype = DType::kF16, .row_elements = 64}, position_region()}};
+  EXPECT_EQ(layout.tokens_expected(1000), 1000);
+  EXPECT_EQ(layout.tokens_reserved(1000), 1000);
+  layout.routed = RoutedShare{.expected = 0.125, .most = 0.15625};
+  const int64_t row = 64 * 2 + 4;
+  EXPECT_EQ(state_bytes(layout, 1024), 128 * row);
+  EXPECT_EQ(state_bytes(layout, 1), row) << "never none of a token";
+  EXPECT_EQ(layout.tokens_reserved(1024), 192) << "160 in whole pages";
+  EXPECT_EQ(layout.tokens_reserved(50), 50) << "never more than the context";
+  EXPECT_EQ(state_bytes_allocated(layout, 1024), 192 * row);
+  layout.routed = RoutedShare{.expected = 0.9, .most = 1.8};
+  EXPECT_EQ(layout.tokens_reserved(1000), 1000);
+}
+
 }  // namespace
 }  // namespace quipu

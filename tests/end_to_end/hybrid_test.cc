@@ -216,9 +216,15 @@ TEST(Hybrid, AFullLayerIsPassedByAndTheSessionGoesOn) {
   for (const int32_t id : ids) feed(*single, {&id, 1});
   EXPECT_TRUE(same_bits(single->logits(), session->logits()));
   // A state of more routed tokens than a smaller context has room for is refused, not cut.
-  ASSERT_TRUE(session->save_state(model / "state").ok());
-  auto again = session_of(model.load(two_backends().back()));
-  EXPECT_TRUE(again->load_state(model / "state").ok());
+  auto roomy = session_of(model.load(two_backends().back()), 1024);
+  feed(*roomy, std::span<const int32_t>(ids).first(200));
+  ASSERT_GT(roomy->routed_layers().at(0).taken, 64);
+  ASSERT_TRUE(roomy->save_state(model / "state").ok());
+  const uint64_t before = session->logits_hash();
+  const auto loaded = session->load_state(model / "state");
+  ASSERT_FALSE(loaded.ok());
+  EXPECT_NE(loaded.error().message.find("layer.1"), std::string::npos) << loaded.error().message;
+  EXPECT_EQ(session->logits_hash(), before);
 }
 
 TEST(Hybrid, AContextIsCutBackToAnyTokenWhereTheRoomsAllowIt) {
