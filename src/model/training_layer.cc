@@ -1,5 +1,7 @@
 #include "model/training_layer.h"
 
+#include "blocks/mixture_of_depths_training.h"
+
 namespace quipu {
 
 template <class Real>
@@ -9,10 +11,10 @@ Result<std::unique_ptr<TrainableBlock<Real>>> make_trainable_layer(const ModelCo
                    create_training<Real>(layer.room, {config.hidden, index}, layer.attention, layer.required_roles));
   const FeedForwardConfig& feed = layer.feed_forward;
   auto feed_forward = make_trainable_gated_mlp<Real>({feed.activation, config.hidden, feed.inner, feed.bias});
-  if (layer.mixture_of_depths.has_value()) {
-    return usage_error(config.origin + ": layer " + std::to_string(index) + " has mixture_of_depths, which cannot be trained yet");
-  }
-  return make_trainable_pre_norm<Real>({config.hidden, config.norm_epsilon}, std::move(attention), std::move(feed_forward));
+  auto block = make_trainable_pre_norm<Real>({config.hidden, config.norm_epsilon}, std::move(attention), std::move(feed_forward));
+  if (!layer.mixture_of_depths.has_value()) return block;
+  ASSIGN_OR_RETURN(const DepthSettings depths, read_depth_settings(layer.mixture_of_depths->settings));
+  return make_trainable_mixture_of_depths<Real>(depths, config.hidden, std::move(block), layer.required_roles);
 }
 
 template Result<std::unique_ptr<TrainableBlock<float>>> make_trainable_layer(const ModelConfig&, int64_t);
