@@ -28,7 +28,6 @@ namespace {
 constexpr double kTurnBytes = 400e6;   // of states that take turns
 constexpr int64_t kMostTurns = 24;
 constexpr int64_t kChunk = 512;
-constexpr int64_t kSteps = 64;         // of decoding, at most
 constexpr int64_t kShortContext = 64;
 
 // Weights that a bf16 file would hold.
@@ -68,6 +67,8 @@ struct Case {
   DType dtype = DType::kF16;
   double pair_flops = 0;      // of one query row with one visible context row in a prompt; 0: no prompt is timed
   int64_t prompt = 2048;
+  int64_t steps = 64;         // of decoding, at most
+  HyperParameters bare = HyperParameters();   // grouped_query with the same weights, for a state that does not grow: times them
 };
 
 struct Outcome {
@@ -187,7 +188,7 @@ double decode_seconds(const Case& test, Layer& layer, std::vector<LayerState>& s
   std::vector<float> out(static_cast<size_t>(test.batch * test.hidden));
   std::vector<double> seconds;
   const double begin = monotonic_seconds();
-  for (int64_t i = 0; i < kSteps && (i < turns + 5 || monotonic_seconds() - begin < 2.0); ++i) {
+  for (int64_t i = 0; i < test.steps && (i < turns + 5 || monotonic_seconds() - begin < 2.0); ++i) {
     const double start = monotonic_seconds();
     layer.step(out, x, states, static_cast<size_t>(i % turns * test.batch), test.batch, 1);
     if (i > 0) seconds.push_back(monotonic_seconds() - start);
@@ -201,7 +202,7 @@ Outcome bench_decode(const Case& test, Backend& backend, Backend& reference, con
   Layer layer(test, backend);
   PagePool pool;
   const double bytes_each = static_cast<double>(state_bytes_allocated(layer.layout(), test.context)) * static_cast<double>(test.batch);
-  const int64_t turns = std::clamp<int64_t>(static_cast<int64_t>(kTurnBytes / bytes_each) + 1, 1, kMostTurns * (grows(layer) ? 1 : 20));
+  const int64_t turns = std::clamp<int64_t>(static_cast<int64_t>(kTurnBytes / bytes_each) + 1, 1, grows(layer) ? kMostTurns : test.steps);
   std::vector<LayerState> states;
   const auto x = normals(std::max(test.batch, kChunk) * test.hidden, 2);
   std::vector<float> out(x.size());
@@ -211,7 +212,7 @@ Outcome bench_decode(const Case& test, Backend& backend, Backend& reference, con
       CHECK(states.back().prepare_append(1).ok());
       continue;
     }
-    states.push_back(layer.new_state(pool, test.context + kSteps + 2 * kChunk));
+    states.push_back(layer.new_state(pool, test.context + test.steps + 2 * kChunk));
     if (grows(layer)) {
       fill_state(states.back(), test.context, static_cast<uint64_t>(i));
     } else {
@@ -238,16 +239,21 @@ Outcome bench_decode(const Case& test, Backend& backend, Backend& reference, con
   };
   const Phase weights{static_cast<double>(layer.room().weight_bytes()), batch * static_cast<double>(layer.room().flops_per_token())};
   judge(outcome, weights, context(test.context), roofs);
-  if (grows(layer)) {
-    std::vector<LayerState> brief;
-    for (int64_t i = 0; i < test.batch; ++i) {
-      brief.push_back(layer.new_state(pool, kShortContext + kSteps + 1));
-      fill_state(brief.back(), kShortContext, 1);
-    }
-    const double rest = decode_seconds(test, layer, brief, 1, x, nullptr);
-    const Phase all = context(test.context), little = context(kShortContext);
-    outcome.context_share = Phase{all.bytes - little.bytes, all.flops - little.flops}.seconds(roofs) / (seconds - rest);
+  // What the layer takes apart from its context: itself on a short one, or its projections alone.
+  Case bare = test;
+  if (!grows(layer)) {
+    bare.room = "grouped_query";
+    bare.parameters = test.bare;
   }
+  Layer rest(bare, backend);
+  std::vector<LayerState> brief;
+  for (int64_t i = 0; i < test.batch; ++i) {
+    brief.push_back(rest.new_state(pool, kShortContext + test.steps + 1));
+    fill_state(brief.back(), kShortContext, 1);
+  }
+  const double rest_seconds = decode_seconds(bare, rest, brief, 1, x, nullptr);
+  const Phase all = context(test.context), little = grows(layer) ? context(kShortContext) : Phase{};
+  outcome.context_share = Phase{all.bytes - little.bytes, all.flops - little.flops}.seconds(roofs) / (seconds - rest_seconds);
   return outcome;
 }
 
@@ -333,8 +339,12 @@ std::vector<Case> cases(int64_t context) {
     p.set("rule", std::string(rule));
     p.set("segment_tokens", int64_t{512});
     const std::string name = std::string("infini ") + rule;
-    list.push_back({name, "infini", 2048, p, 2048 + 256, 1, DType::kF16, 2.0 * 16 * 256 * 512 / 2048});
-    list.push_back({name, "infini", 2048, p, 2048 + 256, 32, DType::kF16});
+    // Ends where a segment does, so that the local window is as full as context_bytes_read() counts it.
+    constexpr int64_t kSegmentSteps = 32;
+    for (const int64_t batch : {1, 32}) {
+      list.push_back({name, "infini", 2048, p, 2048 + 512 - kSegmentSteps, batch, DType::kF16,
+                      batch == 1 ? 2.0 * 16 * 256 * 512 / 2048 : 0.0, 2048, kSegmentSteps, gqa(16, 4, 128)});
+    }
   }
   return list;
 }

@@ -121,20 +121,25 @@ TEST(LatentKernel, MoreHeadsThanABlockAndOddSizesAreNoOtherThing) {
   }
 }
 
-// A context longer than all partial results that are kept at once.
+// A context longer than all partial results that are kept at once; queries alone, which may be read in another way than
+// those of a prompt, for every number of heads around the register tiles.
 TEST(LatentKernel, BitsDependNeitherOnThreadsNorOnNeighbours) {
-  const Case test({.dtype = DType::kF16, .heads = 40, .rank = 32, .rope_dim = 8, .scale = 0.3f},
-                  {{10, 11, 12}, {9000}, {256}, {511, 512, 513}}, true);
-  for (const Isa isa : available_isas()) {
-    const std::vector<float> together = test.run(1, isa);
-    for (const int threads : {2, 3, 5}) {
-      const std::vector<float> again = test.run(threads, isa);
-      ASSERT_EQ(std::memcmp(together.data(), again.data(), together.size() * 4), 0) << isa_name(isa) << " threads " << threads;
-    }
-    const size_t row = static_cast<size_t>(test.shape.heads * test.shape.rank);
-    for (int64_t i = 0; i < test.rows(); ++i) {
-      const std::vector<float> alone = test.run(2, isa, i, 1);
-      ASSERT_EQ(std::memcmp(together.data() + static_cast<size_t>(i) * row, alone.data(), row * 4), 0) << isa_name(isa) << " row " << i;
+  for (const int64_t heads : {1, 2, 3, 4, 6, 7, 8, 9, 40}) {
+    const std::vector<std::vector<int64_t>> lengths = {{10, 11, 12}, {heads == 40 ? 9000 : 700}, {256}, {511, 512, 513}};
+    const Case test({.dtype = heads % 2 == 0 ? DType::kF16 : DType::kBF16, .heads = heads, .rank = 53, .rope_dim = 8, .scale = 0.3f},
+                    lengths, true);
+    for (const Isa isa : available_isas()) {
+      const std::vector<float> together = test.run(1, isa);
+      for (const int threads : {2, 3, 5}) {
+        const std::vector<float> again = test.run(threads, isa);
+        ASSERT_EQ(std::memcmp(together.data(), again.data(), together.size() * 4), 0) << isa_name(isa) << " threads " << threads;
+      }
+      const size_t row = static_cast<size_t>(test.shape.heads * test.shape.rank);
+      for (int64_t i = 0; i < test.rows(); ++i) {
+        const std::vector<float> alone = test.run(2, isa, i, 1);
+        ASSERT_EQ(std::memcmp(together.data() + static_cast<size_t>(i) * row, alone.data(), row * 4), 0)
+            << isa_name(isa) << " heads " << heads << " row " << i;
+      }
     }
   }
 }

@@ -75,7 +75,8 @@ StateLayout TemporalLatent::state_layout(const StateOptions& options) const {
 
 int64_t TemporalLatent::scratch_bytes(int64_t rows) const {
   const LatentSettings& s = core_.settings();
-  const int64_t merging = hyper_dim_ == 0 ? 0 : Arena::planned<float>(rows * s.rank) + 2 * Arena::planned<float>(rows * hyper_dim_);
+  const int64_t merging = hyper_dim_ == 0 ? 0 : Arena::planned<float>(rows * s.rank) + 2 * Arena::planned<float>(rows * hyper_dim_) +
+                                                     2 * Arena::planned<int64_t>(rows);
   return core_.scratch_bytes(rows) + Arena::planned<LatentContext>(rows) + Arena::planned<float>(rows) +
          Arena::planned<float>(rows * s.width()) + merging;
 }
@@ -96,26 +97,27 @@ void TemporalLatent::merge_weights(Backend& backend, float* weight, MatrixView<c
   }
   const ArenaMark mark(scratch);
   const int64_t rank = core_.settings().rank;
-  const MatrixView<float> code = scratch.matrix(latent.rows, rank);
-  const MatrixView<float> from_code = scratch.matrix(latent.rows, hyper_dim_);
+  const MatrixView<float> codes = scratch.matrix(latent.rows, rank);   // of the chunks the rows lie in
+  const MatrixView<float> from_codes = scratch.matrix(latent.rows, hyper_dim_);
   const MatrixView<float> from_latent = scratch.matrix(latent.rows, hyper_dim_);
+  int64_t* chunk = scratch.take<int64_t>(latent.rows);                 // of each code
+  int64_t* code_of = scratch.take<int64_t>(latent.rows);               // of each row
+  int64_t count = 0;
   for (const SequenceSlice& slice : batch.slices) {
     for (int64_t i = 0; i < slice.rows; ++i) {
       // The chunk grid counts the tokens this layer has taken, as the state's rows do.
       const int64_t token = slice.state->tokens() + i;
-      float* row = code.row(slice.row_begin + i);
-      if (i > 0 && token % stride_ != 0) {
-        std::copy_n(code.row(slice.row_begin + i - 1), rank, row);
-      } else {
-        positional_code(row, token / stride_);
-      }
+      if (i == 0 || token % stride_ == 0) chunk[count++] = token / stride_;
+      code_of[slice.row_begin + i] = count - 1;
     }
   }
-  backend.matmul(from_code, *from_code_, code, from_code_bias_.data());
+  backend.pool().parallel_for(count, [&](int64_t i) { positional_code(codes.row(i), chunk[i]); });
+  backend.matmul(from_codes.rows_from(0, count), *from_code_, codes.rows_from(0, count), from_code_bias_.data());
   backend.matmul(from_latent, *from_latent_, latent.cols_from(0, rank), from_latent_bias_.data());
   for (int64_t row = 0; row < latent.rows; ++row) {
+    const float* code = from_codes.row(code_of[row]);
     double sum = 0.0;
-    for (int64_t c = 0; c < hyper_dim_; ++c) sum += double{from_code(row, c)} * from_latent(row, c);
+    for (int64_t c = 0; c < hyper_dim_; ++c) sum += double{code[c]} * from_latent(row, c);
     weight[row] = static_cast<float>(1.0 / (1.0 + std::exp(-sum)));
   }
 }
