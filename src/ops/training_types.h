@@ -10,7 +10,9 @@ namespace quipu {
 
 enum class MatmulPrecision {
   kFull,      // products in Real
-  kBfloat16,  // both factors rounded to bfloat16, sums in fp32; weights and gradients stay fp32 (float only)
+  // Both factors may be rounded to bfloat16 where the machine multiplies those faster (AMX), with sums in fp32; weights and
+  // gradients stay fp32. Elsewhere the same as kFull. Float only.
+  kBfloat16,
 };
 
 enum class Gradient { kWrite, kAdd };         // what happens to the gradient of an input that is already there

@@ -28,6 +28,7 @@ size_t index_of(int64_t i) { return static_cast<size_t>(i); }
 
 const TrainingKernels& kernels_of(Isa isa) {
 #if defined(__x86_64__)
+  if (isa == Isa::kAmx) return cpu::amx_training_kernels();
   if (isa >= Isa::kAvx512) return cpu::avx512_training_kernels();
   if (isa == Isa::kAvx2) return cpu::avx2_training_kernels();
 #endif
@@ -45,7 +46,7 @@ class CpuTrainingOps final : public TrainingOps<float> {
         attention_(kernels_, pool()) {}
 
   std::string name() const override {
-    return "cpu " + std::string(isa_name(isa_)) + (precision() == MatmulPrecision::kBfloat16 ? " bf16" : " fp32");
+    return "cpu " + std::string(isa_name(isa_)) + (gemm_.rounds() ? " bf16" : " fp32");
   }
   int64_t scratch_bytes(int64_t weight_elements) const override { return gemm_.scratch_bytes(weight_elements); }
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "backend/cpu/amx_emulator_for_test.h"
 #include "backend/reference/reference_training.h"
 #include "ops/gradient_check_for_test.h"
 
@@ -15,14 +16,6 @@ namespace quipu {
 namespace {
 
 using testing::HasSubstr;
-
-std::vector<Isa> machine_isas() {
-  std::vector<Isa> isas;
-  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
-    if (isa <= best_isa()) isas.push_back(isa);
-  }
-  return isas;
-}
 
 // The same numbers for both sides: floats, and their exact doubles.
 struct Pair {
@@ -53,7 +46,7 @@ void expect_close(const std::string& what, const Pair& pair, double tolerance = 
 // One instruction set with fp32 products, beside the reference.
 struct Sides {
   explicit Sides(Isa isa, MatmulPrecision precision = MatmulPrecision::kFull, int threads = 2) {
-    auto made = make_cpu_training_ops({.threads = threads, .isa = isa, .precision = precision});
+    auto made = make_cpu_training_ops({.threads = threads, .isa = isa, .precision = precision, .isa_is_emulated = true});
     CHECK(made.ok()) << made.error().message;
     cpu = std::move(*made);
   }
@@ -96,28 +89,43 @@ TEST_P(CpuTraining, MatmulAndItsBackwardAgreeAtSizesAroundEveryEdge) {
 
 TEST_P(CpuTraining, Bfloat16ProductsAreThoseOfRoundedFactors) {
   Sides s(GetParam(), MatmulPrecision::kBfloat16);
-  Pair x(50, 300, 1), w(40, 300, 2), y(50, 40, 3), dx(50, 300, 4), dw(40, 300, 5), dy(50, 40, 6);
-  // Both factors are rounded, sums are exact: 2^-9 of each product, random in sign.
+  struct Size {
+    int64_t rows, cols, wide;
+  };
+  for (const Size size : {Size{1, 1, 1}, {32, 64, 32}, {50, 300, 40}, {33, 31, 65}, {100, 1030, 17}}) {
+    const std::string at = " at " + std::to_string(size.rows) + "x" + std::to_string(size.cols) + "x" + std::to_string(size.wide);
+    Pair x(size.rows, size.cols, 1), w(size.wide, size.cols, 2), bias(1, size.wide, 7), y(size.rows, size.wide, 3);
+    Pair dx(size.rows, size.cols, 4), dw(size.wide, size.cols, 5), dy(size.rows, size.wide, 6);
+    // Where factors are rounded each product is off by 2^-8 at most, random in sign, and is about 1; sums are exact beside that.
+    // The largest of a result of n products each is above sqrt(n), so 8e-3 of it holds for any n.
+    s.cpu->matmul(y.fv(), x.fv(), w.fv(), bias.f.data());
+    s.reference->matmul(y.dv(), x.dv(), w.dv(), bias.d.data());
+    expect_close("y" + at, y, 8e-3);
+    s.cpu->matmul_backward(dx.fv(), LinearBackward<float>{dy.fv(), w.fv(), dw.fv()}, x.fv(), Gradient::kAdd);
+    s.reference->matmul_backward(dx.dv(), LinearBackward<double>{dy.dv(), w.dv(), dw.dv()}, x.dv(), Gradient::kAdd);
+    expect_close("dx" + at, dx, 8e-3);
+    expect_close("dw" + at, dw, 8e-3);
+  }
+  // Factors that bfloat16 holds exactly give exact sums: a wrong place would show at once.
+  constexpr int64_t kRows = 70, kCols = 90, kWide = 45;
+  Pair x(kRows, kCols, 1), w(kWide, kCols, 2), y(kRows, kWide, 3), dx(kRows, kCols, 4), dw(kWide, kCols, 5);
+  for (Pair* pair : {&x, &w}) {
+    for (size_t i = 0; i < pair->f.size(); ++i) pair->d[i] = pair->f[i] = static_cast<float>(static_cast<int>(i * 37 % 17) - 8);
+  }
   s.cpu->matmul(y.fv(), x.fv(), w.fv());
   s.reference->matmul(y.dv(), x.dv(), w.dv());
-  expect_close("y", y, 4e-3);
-  s.cpu->matmul_backward(dx.fv(), LinearBackward<float>{dy.fv(), w.fv(), dw.fv()}, x.fv());
-  s.reference->matmul_backward(dx.dv(), LinearBackward<double>{dy.dv(), w.dv(), dw.dv()}, x.dv());
-  expect_close("dx", dx, 4e-3);
-  expect_close("dw", dw, 4e-3);
-
-  // Factors that bfloat16 holds exactly give exact products; halfway cases go to even.
-  Pair whole(3, 64, 1), ones(1, 64, 1), sum(3, 1, 1);
-  std::fill(whole.f.begin(), whole.f.end(), 0.0f);
-  std::fill(ones.f.begin(), ones.f.end(), 1.0f);
-  whole.f[0] = 257.0f;   // between 256 and 258: 256
-  whole.f[64] = 259.0f;  // between 258 and 260: 260
-  whole.f[128] = -1.0f;
-  whole.f[129] = std::numeric_limits<float>::quiet_NaN();
-  s.cpu->matmul(sum.fv(), whole.fv(), ones.fv());
-  EXPECT_EQ(sum.f[0], 256.0f);
-  EXPECT_EQ(sum.f[1], 260.0f);
-  EXPECT_TRUE(std::isnan(sum.f[2]));
+  expect_close("whole numbers", y, 0.0);
+  for (size_t i = 0; i < y.f.size(); ++i) y.d[i] = y.f[i] = static_cast<float>(static_cast<int>(i * 29 % 13) - 6);
+  std::fill(dw.f.begin(), dw.f.end(), 1.0f);
+  dw.d.assign(dw.f.begin(), dw.f.end());
+  s.cpu->matmul_backward(dx.fv(), LinearBackward<float>{y.fv(), w.fv(), dw.fv()}, x.fv());
+  s.reference->matmul_backward(dx.dv(), LinearBackward<double>{y.dv(), w.dv(), dw.dv()}, x.dv());
+  expect_close("whole dx", dx, 0.0);
+  expect_close("whole dw", dw, 0.0);
+  x.f[5] = std::numeric_limits<float>::quiet_NaN();
+  s.cpu->matmul(y.fv(), x.fv(), w.fv());
+  EXPECT_TRUE(std::isnan(y.f[0]));
+  EXPECT_FALSE(std::isnan(y.f[kWide]));
 }
 
 TEST_P(CpuTraining, BatchedGemmAgreesInAllOrders) {
@@ -354,7 +362,7 @@ TEST_P(CpuTraining, NoResultDependsOnTheNumberOfThreads) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, CpuTraining, testing::ValuesIn(machine_isas()),
+INSTANTIATE_TEST_SUITE_P(Isas, CpuTraining, testing::ValuesIn(isas_under_test()),
                          [](const auto& test) { return std::string(isa_name(test.param)); });
 
 TEST(CpuTrainingOps, AMachineWithoutTheInstructionsSaysSo) {

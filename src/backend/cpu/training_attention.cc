@@ -29,7 +29,7 @@ struct LeftRows {
   float* at(float* data, int64_t rows, int64_t cut) const { return data + cut * rows * stride; }
   void pack(const TrainingKernels& kernels, float* data, int64_t room, const float* from, int64_t ld, int64_t rows) const {
     for (int64_t cut = 0; cut < cuts(); ++cut) {
-      kernels.pack_rows(at(data, room, cut), stride, from + cut * stride, ld, rows, std::min(stride, depth - cut * stride), false);
+      kernels.pack_rows(at(data, room, cut), stride, from + cut * stride, ld, rows, std::min(stride, depth - cut * stride));
     }
   }
 };
@@ -74,14 +74,14 @@ void multiply_columns(const TrainingKernels& kernels, const Product& to, const f
 // All panels of a right factor [rows of k, cols].
 void pack_panels(const TrainingKernels& kernels, float* out, const float* from, int64_t ld, int64_t depth, int64_t cols) {
   for (int64_t col = 0; col < cols; col += kGemmPanel) {
-    kernels.pack_panel(out + col / kGemmPanel * depth * kGemmPanel, from + col, ld, std::min(kGemmPanel, cols - col), depth, false);
+    kernels.pack_panel(out + col / kGemmPanel * depth * kGemmPanel, from + col, ld, std::min(kGemmPanel, cols - col), depth);
   }
 }
 // The same of the transpose of [cols, depth].
 void pack_panels_transposed(const TrainingKernels& kernels, float* out, const float* from, int64_t ld, int64_t depth, int64_t cols) {
   for (int64_t col = 0; col < cols; col += kGemmPanel) {
     kernels.pack_panel_transposed(out + col / kGemmPanel * depth * kGemmPanel, from + col * ld, ld, std::min(kGemmPanel, cols - col),
-                                  depth, false);
+                                  depth);
   }
 }
 
@@ -134,11 +134,11 @@ void TrainingAttention::pack_keys(const AttentionInputs<float>& in, const Attent
       for (int64_t half = 0; half < 2; ++half) {
         const int64_t cols = std::clamp<int64_t>(rows - half * kGemmPanel, 0, kGemmPanel);
         kernels_.pack_panel_transposed(out + half * p.key_dim * kGemmPanel, k + half * kGemmPanel * in.k.stride, in.k.stride, cols,
-                                       p.key_dim, false);
+                                       p.key_dim);
       }
       for (int64_t panel = 0; panel < panels_of(p.value_dim); ++panel) {
         float* to = out + key_floats + panel * kKeys * kGemmPanel;
-        kernels_.pack_panel(to, v + panel * kGemmPanel, in.v.stride, std::min(kGemmPanel, p.value_dim - panel * kGemmPanel), rows, false);
+        kernels_.pack_panel(to, v + panel * kGemmPanel, in.v.stride, std::min(kGemmPanel, p.value_dim - panel * kGemmPanel), rows);
         std::fill(to + rows * kGemmPanel, to + kKeys * kGemmPanel, 0.0f);   // probability 0 times anything finite
       }
     }

@@ -44,24 +44,60 @@ void TrainingGemm::run(const GemmProblem& problem) {
   for (int64_t group = 0; group < total; group += kGroupPanels) {
     const std::span<const Panel> panels =
         std::span(panels_).subspan(static_cast<size_t>(group), static_cast<size_t>(std::min(kGroupPanels, total - group)));
-    for (int64_t k = 0; k < problem.depth; k += kGemmDepth) {
-      const int64_t depth = std::min(kGemmDepth, problem.depth - k);
-      pool_.parallel_for(static_cast<int64_t>(panels.size()), [&](int64_t index) {
-        const Panel& panel = panels[static_cast<size_t>(index)];
-        const GemmColumns& from = *panel.from;
-        float* out = right_.as<float>() + index * kGemmPanel * kGemmDepth;
-        const int64_t cols = std::min(kGemmPanel, from.cols - panel.first);
-        if (problem.b_transposed) {
-          kernels_.pack_panel_transposed(out, from.b + panel.first * from.b_ld + k, from.b_ld, cols, depth, round_);
-        } else {
-          kernels_.pack_panel(out, from.b + k * from.b_ld + panel.first, from.b_ld, cols, depth, round_);
-        }
-      });
+    for (int64_t k = 0; k < problem.depth; k += depth_step()) {
+      pool_.parallel_for(static_cast<int64_t>(panels.size()),
+                         [&](int64_t index) { pack_panel(problem, panels[static_cast<size_t>(index)], index, k); });
       pool_.parallel_for_worker(static_cast<int64_t>(blocks_.size()), [&](int64_t index, int worker) {
-        run_block(problem, panels, blocks_[static_cast<size_t>(index)], k, worker);
+        const Block& block = blocks_[static_cast<size_t>(index)];
+        pairs_ ? run_block_of_pairs(problem, panels, block, k, worker) : run_block(problem, panels, block, k, worker);
       });
     }
   }
+}
+
+void TrainingGemm::pack_panel(const GemmProblem& problem, const Panel& panel, int64_t index, int64_t first_k) {
+  const GemmColumns& from = *panel.from;
+  float* out = right_.as<float>() + index * kGemmPanel * kGemmDepth;
+  const int64_t depth = std::min(depth_step(), problem.depth - first_k), cols = std::min(kGemmPanel, from.cols - panel.first);
+  const float* b = problem.b_transposed ? from.b + panel.first * from.b_ld + first_k : from.b + first_k * from.b_ld + panel.first;
+  if (pairs_) {
+    kernels_.pack_right_pairs(reinterpret_cast<uint16_t*>(out), b, from.b_ld, cols, depth, problem.b_transposed);
+  } else if (problem.b_transposed) {
+    kernels_.pack_panel_transposed(out, b, from.b_ld, cols, depth);
+  } else {
+    kernels_.pack_panel(out, b, from.b_ld, cols, depth);
+  }
+}
+
+void TrainingGemm::run_block_of_pairs(const GemmProblem& problem, std::span<const Panel> panels, const Block& block, int64_t first_k,
+                                      int worker) {
+  const int64_t depth = std::min(kPairDepth, problem.depth - first_k);
+  const GemmRows& from = *block.from;
+  constexpr int64_t kSquare = kPairRows * kPairDepth;
+  uint16_t* left = reinterpret_cast<uint16_t*>(left_of(worker));
+  for (int64_t row = 0; row < block.rows; row += kPairRows) {
+    const float* a = problem.a_by_columns ? from.a + first_k * from.a_ld + block.first + row
+                                          : from.a + (block.first + row) * from.a_ld + first_k;
+    kernels_.pack_left_pairs(left + row / kPairRows * kSquare, a, from.a_ld, std::min(kPairRows, block.rows - row), depth,
+                             problem.a_by_columns);
+  }
+  PairTile tile{.blocks = (depth + 31) / 32, .add = problem.add || first_k > 0};
+  kernels_.begin_pairs();
+  for (size_t p = 0; p < panels.size(); ++p) {
+    const GemmColumns& to = *panels[p].from;
+    tile.b = reinterpret_cast<const uint16_t*>(right_.as<float>() + static_cast<int64_t>(p) * kGemmPanel * kGemmDepth);
+    tile.cols = static_cast<int>(std::min(kGemmPanel, to.cols - panels[p].first));
+    tile.c_ld = to.c != nullptr ? to.c_ld : from.c_ld;
+    tile.bias = to.bias == nullptr || tile.add ? nullptr : to.bias + panels[p].first;
+    float* c = (to.c != nullptr ? to.c : from.c) + panels[p].first;
+    for (int64_t row = 0; row < block.rows; row += kPairRows) {
+      tile.rows = static_cast<int>(std::min(kPairRows, block.rows - row));
+      tile.a = left + row / kPairRows * kSquare;
+      tile.c = c + (block.first + row) * tile.c_ld;
+      kernels_.pair_tile(tile);
+    }
+  }
+  kernels_.end_pairs();
 }
 
 void TrainingGemm::run_block(const GemmProblem& problem, std::span<const Panel> panels, const Block& block, int64_t first_k, int worker) {
@@ -73,10 +109,10 @@ void TrainingGemm::run_block(const GemmProblem& problem, std::span<const Panel> 
   if (problem.a_by_columns) {
     for (int64_t row = 0; row < block.rows; row += tile_rows) {
       kernels_.pack_columns(left + row / tile_rows * tile_floats, from.a + first_k * from.a_ld + block.first + row, from.a_ld,
-                            std::min(tile_rows, block.rows - row), depth, round_);
+                            std::min(tile_rows, block.rows - row), depth);
     }
   } else {
-    kernels_.pack_rows(left, kGemmDepth, from.a + block.first * from.a_ld + first_k, from.a_ld, block.rows, depth, round_);
+    kernels_.pack_rows(left, kGemmDepth, from.a + block.first * from.a_ld + first_k, from.a_ld, block.rows, depth);
   }
   const bool add = problem.add || first_k > 0;
   GemmTile tile{.form = problem.a_by_columns ? LeftForm::kColumns : LeftForm::kRows256, .a_step = tile_rows, .depth = depth, .add = add};
@@ -129,18 +165,18 @@ void TrainingGemm::run_member(const BatchedGemm<float>& gemm, int64_t member, in
       const int64_t cols = std::min(kGemmPanel, gemm.n - p * kGemmPanel);
       float* out = right + p * kGemmPanel * kGemmDepth;
       if (gemm.kind == GemmKind::kNT) {
-        kernels_.pack_panel_transposed(out, b + p * kGemmPanel * gemm.b_ld + k, gemm.b_ld, cols, tile.depth, false);
+        kernels_.pack_panel_transposed(out, b + p * kGemmPanel * gemm.b_ld + k, gemm.b_ld, cols, tile.depth);
       } else {
-        kernels_.pack_panel(out, b + k * gemm.b_ld + p * kGemmPanel, gemm.b_ld, cols, tile.depth, false);
+        kernels_.pack_panel(out, b + k * gemm.b_ld + p * kGemmPanel, gemm.b_ld, cols, tile.depth);
       }
     }
     for (int64_t row = 0; row < gemm.m; row += tile_rows) {
       tile.rows = static_cast<int>(std::min(tile_rows, gemm.m - row));
       tile.a = left;
       if (by_columns) {
-        kernels_.pack_columns(left, a + k * gemm.a_ld + row, gemm.a_ld, tile.rows, tile.depth, false);
+        kernels_.pack_columns(left, a + k * gemm.a_ld + row, gemm.a_ld, tile.rows, tile.depth);
       } else {
-        kernels_.pack_rows(left, kGemmDepth, a + row * gemm.a_ld + k, gemm.a_ld, tile.rows, tile.depth, false);
+        kernels_.pack_rows(left, kGemmDepth, a + row * gemm.a_ld + k, gemm.a_ld, tile.rows, tile.depth);
       }
       for (int64_t p = 0; p < panels; ++p) {
         tile.b = right + p * kGemmPanel * kGemmDepth;

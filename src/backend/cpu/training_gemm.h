@@ -43,7 +43,10 @@ struct GemmProblem {
 
 class TrainingGemm {
  public:
-  TrainingGemm(const TrainingKernels& kernels, ThreadPool& pool, bool round) : kernels_(kernels), pool_(pool), round_(round) {}
+  // bfloat16: round the factors of run() where the instruction set multiplies those faster.
+  TrainingGemm(const TrainingKernels& kernels, ThreadPool& pool, bool bfloat16)
+      : kernels_(kernels), pool_(pool), pairs_(bfloat16 && kernels.pair_tile != nullptr) {}
+  bool rounds() const { return pairs_; }
   void run(const GemmProblem& problem);
   void run_batch(const BatchedGemm<float>& gemm);
   int64_t scratch_bytes(int64_t weight_elements) const;
@@ -59,12 +62,15 @@ class TrainingGemm {
   };
   void plan(const GemmProblem& problem);
   void run_block(const GemmProblem& problem, std::span<const Panel> panels, const Block& block, int64_t first_k, int worker);
+  void run_block_of_pairs(const GemmProblem& problem, std::span<const Panel> panels, const Block& block, int64_t first_k, int worker);
+  void pack_panel(const GemmProblem& problem, const Panel& panel, int64_t index, int64_t first_k);
+  int64_t depth_step() const { return pairs_ ? kPairDepth : kGemmDepth; }
   void run_member(const BatchedGemm<float>& gemm, int64_t member, int worker);
   float* left_of(int worker) const { return left_.as<float>() + worker * left_floats_; }
 
   const TrainingKernels& kernels_;
   ThreadPool& pool_;
-  bool round_;
+  bool pairs_;
   int64_t left_floats_ = 0;
   Buffer right_, left_, member_right_;
   std::vector<Panel> panels_;

@@ -300,5 +300,10 @@ constexpr TrainingKernels make_training_table(const char* name) {
           .softmax_block = softmax_block,
           .softmax_block_backward = softmax_block_backward,
           .loss_row = loss_row,
-          .adam_row = adam_row};
+          .adam_row = adam_row,
+          .pair_tile = nullptr,
+          .pack_left_pairs = nullptr,
+          .pack_right_pairs = nullptr,
+          .begin_pairs = nullptr,
+          .end_pairs = nullptr};
 }

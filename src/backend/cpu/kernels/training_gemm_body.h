@@ -71,55 +71,32 @@ void gemm_tile(const GemmTile& tile) {
   }
 }
 
-// 16 floats to the nearest bfloat16, ties to even; NaN stays NaN.
-typedef uint32_t Bits16 __attribute__((vector_size(64)));
-inline void round_to_bfloat16(float* p) {
-  Bits16 bits;
-  __builtin_memcpy(&bits, p, 64);
-  const Bits16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-  const Bits16 is_nan = (Bits16)((bits & 0x7fffffffu) > 0x7f800000u);
-  bits = (is_nan & ((bits | 0x400000u) & 0xffff0000u)) | (~is_nan & rounded);
-  __builtin_memcpy(p, &bits, 64);
-}
-
-inline F32 rounded_if(F32 x, bool round) {
-  if (!round) return x;
-  alignas(64) float lanes[16];
-  f_store(lanes, x);
-  round_to_bfloat16(lanes);
-  return f_load(lanes);
-}
-
-void pack_rows(float* out, int64_t stride, const float* a, int64_t ld, int64_t rows, int64_t depth, bool round) {
+void pack_rows(float* out, int64_t stride, const float* a, int64_t ld, int64_t rows, int64_t depth) {
   for (int64_t t = 0; t < rows; ++t) {
     const float* from = a + t * ld;
     float* to = out + t * stride;
-    for (int64_t k = 0; k < depth; k += 16) store_lanes(to + k, rounded_if(load_lanes(from + k, depth - k), round), depth - k);
+    for (int64_t k = 0; k < depth; k += 16) store_lanes(to + k, load_lanes(from + k, depth - k), depth - k);
   }
 }
 
-void pack_columns(float* out, const float* a, int64_t ld, int64_t rows, int64_t depth, bool round) {
+void pack_columns(float* out, const float* a, int64_t ld, int64_t rows, int64_t depth) {
   // Whole vectors are stored: what spills over is overwritten by the next column.
-  for (int64_t k = 0; k < depth; ++k) f_store(out + k * kTileRows, rounded_if(load_lanes(a + k * ld, rows), round));
+  for (int64_t k = 0; k < depth; ++k) f_store(out + k * kTileRows, load_lanes(a + k * ld, rows));
 }
 
-void pack_panel(float* out, const float* b, int64_t ld, int64_t cols, int64_t depth, bool round) {
+void pack_panel(float* out, const float* b, int64_t ld, int64_t cols, int64_t depth) {
   for (int64_t k = 0; k < depth; ++k) {
     for (int64_t j = 0; j < kGemmPanel; j += 16) {
       const F32 values = j < cols ? load_lanes(b + k * ld + j, cols - j) : f_zero();
-      f_store(out + k * kGemmPanel + j, rounded_if(values, round));
+      f_store(out + k * kGemmPanel + j, values);
     }
   }
 }
 
-void pack_panel_transposed(float* out, const float* b, int64_t ld, int64_t cols, int64_t depth, bool round) {
+void pack_panel_transposed(float* out, const float* b, int64_t ld, int64_t cols, int64_t depth) {
   for (int64_t k = 0; k < depth; ++k) {
     float* to = out + k * kGemmPanel;
     for (int64_t j = 0; j < cols; ++j) to[j] = b[j * ld + k];
     for (int64_t j = cols; j < kGemmPanel; ++j) to[j] = 0.0f;
-    if (round) {
-      round_to_bfloat16(to);
-      round_to_bfloat16(to + 16);
-    }
   }
 }

@@ -36,6 +36,20 @@ struct GemmTile {
   const float* bias = nullptr;     // [cols], with !add
 };
 
+// The same of at most 32 rows with factors rounded to bfloat16, in pairs; zeros fill rows, columns and depth up.
+struct PairTile {
+  float* c = nullptr;
+  int64_t c_ld = 0;
+  int rows = 0, cols = 0;          // 1 .. kPairRows, 1 .. kGemmPanel
+  const uint16_t* a = nullptr;     // [2][blocks][16 rows][32]
+  const uint16_t* b = nullptr;     // [2][blocks][16 pairs][16 columns][2]
+  int64_t blocks = 0;              // of 32 components
+  bool add = false;
+  const float* bias = nullptr;
+};
+inline constexpr int64_t kPairRows = 32;
+inline constexpr int64_t kPairDepth = 512;   // a packed block takes the bytes of kGemmDepth floats
+
 // One row of a norm's backward. dx = (add ? dx : 0) + scale * (dy * weight - a - xhat * b), with a = 0 for rms_norm.
 struct NormRow {
   float* dx = nullptr;
@@ -103,14 +117,14 @@ struct TrainingKernels {
   const char* name;
   int tile_rows;
   void (*gemm_tile)(const GemmTile& tile);
-  // Copies `rows` rows of `depth` elements to out[t * stride + k]; rounded to bfloat16 where asked.
-  void (*pack_rows)(float* out, int64_t stride, const float* a, int64_t ld, int64_t rows, int64_t depth, bool round);
+  // Copies `rows` rows of `depth` elements to out[t * stride + k].
+  void (*pack_rows)(float* out, int64_t stride, const float* a, int64_t ld, int64_t rows, int64_t depth);
   // a[k * ld + t] to out[k * tile_rows + t]; out has 16 floats more than depth * tile_rows.
-  void (*pack_columns)(float* out, const float* a, int64_t ld, int64_t rows, int64_t depth, bool round);
+  void (*pack_columns)(float* out, const float* a, int64_t ld, int64_t rows, int64_t depth);
   // b[k * ld + j] to out[k * kGemmPanel + j], zeros beyond cols.
-  void (*pack_panel)(float* out, const float* b, int64_t ld, int64_t cols, int64_t depth, bool round);
+  void (*pack_panel)(float* out, const float* b, int64_t ld, int64_t cols, int64_t depth);
   // b[j * ld + k] to out[k * kGemmPanel + j], zeros beyond cols.
-  void (*pack_panel_transposed)(float* out, const float* b, int64_t ld, int64_t cols, int64_t depth, bool round);
+  void (*pack_panel_transposed)(float* out, const float* b, int64_t ld, int64_t cols, int64_t depth);
 
   float (*dot)(const float* a, const float* b, int64_t n);
   void (*add_row)(float* x, const float* y, int64_t n, float scale);
@@ -125,12 +139,21 @@ struct TrainingKernels {
   void (*softmax_block_backward)(const SoftmaxBlockBackward& block);
   void (*loss_row)(LossRow& row);
   void (*adam_row)(const AdamRow& row);
+
+  // bfloat16 products, null where a set has none that are faster than fp32's (AVX-512's VDPBF16PS runs at half the rate of
+  // fp32 on the machines measured). depth: at most kPairDepth.
+  void (*pair_tile)(const PairTile& tile);
+  void (*pack_left_pairs)(uint16_t* out, const float* a, int64_t ld, int64_t rows, int64_t depth, bool by_columns);
+  void (*pack_right_pairs)(uint16_t* out, const float* b, int64_t ld, int64_t cols, int64_t depth, bool transposed);
+  void (*begin_pairs)();           // around a thread's pair_tile calls
+  void (*end_pairs)();
 };
 
 const TrainingKernels& portable_training_kernels();
 #if defined(__x86_64__)
 const TrainingKernels& avx2_training_kernels();
 const TrainingKernels& avx512_training_kernels();
+const TrainingKernels& amx_training_kernels();
 #endif
 
 }  // namespace quipu::cpu
