@@ -262,95 +262,121 @@ void TrainingAttention::backward(const AttentionGradients<float>& gradients, Mat
   });
 }
 
+// One query head of one sequence.
+struct TrainingAttention::Head {
+  const Backward& call;
+  const Backward::Work& work;
+  const AttentionSlice& slice;
+  int64_t head, kv_head;
+
+  int64_t key_ld() const { return padded(call.pattern.key_dim); }        // of the sums
+  int64_t value_ld() const { return padded(call.pattern.value_dim); }
+  int64_t key_col() const { return kv_head * call.pattern.key_dim; }
+  int64_t value_col() const { return kv_head * call.pattern.value_dim; }
+  const float* q(int64_t row) const { return call.in.q.row(row) + head * call.pattern.key_dim; }
+  const float* dout(int64_t row) const { return call.dout.row(row) + head * call.pattern.value_dim; }
+  std::span<const KeyRange> visible() const {
+    return call.pattern.visible.subspan(index_of(slice.query_begin), index_of(slice.queries));
+  }
+};
+
 void TrainingAttention::backward_head(const Backward& call, const AttentionSlice& slice, int64_t kv_head, int worker) {
   const AttentionPattern& p = call.pattern;
-  const AttentionInputs<float>& in = call.in;
   const AttentionGradients<float>& g = call.gradients;
   Carver carver({work_.data() + worker * call.worker_bytes, index_of(call.worker_bytes)});
   const Backward::Work w(carver, p, call.longest);
-  const LeftRows q_left(p.key_dim), dout_left(p.value_dim);
-  const float scale = static_cast<float>(p.scale), softcap = static_cast<float>(p.softcap);
-  const int64_t key_col = kv_head * p.key_dim, value_col = kv_head * p.value_dim;
+  const int64_t group = p.heads / p.kv_heads;
+  Head h{call, w, slice, 0, kv_head};
   const auto clear = [](MatrixView<float> m, int64_t first, int64_t rows, int64_t col, int64_t cols) {
     for (int64_t row = first; row < first + rows; ++row) std::fill(m.row(row) + col, m.row(row) + col + cols, 0.0f);
   };
-  clear(g.dk, slice.key_begin, slice.keys, key_col, p.key_dim);
-  clear(g.dv, slice.key_begin, slice.keys, value_col, p.value_dim);
-  const bool self = in.self_k.data != nullptr;
-  if (self) {
-    clear(g.dself_k, slice.query_begin, slice.queries, key_col, p.key_dim);
-    clear(g.dself_v, slice.query_begin, slice.queries, value_col, p.value_dim);
+  clear(g.dk, slice.key_begin, slice.keys, h.key_col(), p.key_dim);
+  clear(g.dv, slice.key_begin, slice.keys, h.value_col(), p.value_dim);
+  if (call.in.self_k.data != nullptr) {
+    clear(g.dself_k, slice.query_begin, slice.queries, h.key_col(), p.key_dim);
+    clear(g.dself_v, slice.query_begin, slice.queries, h.value_col(), p.value_dim);
   }
-  const auto visible = p.visible.subspan(index_of(slice.query_begin), index_of(slice.queries));
-
-  const int64_t group = p.heads / p.kv_heads;
-  for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    const int64_t q_col = head * p.key_dim, out_col = head * p.value_dim;
-    const int64_t key_ld = padded(p.key_dim), value_ld = padded(p.value_dim);
-    std::fill_n(w.dq, slice.queries * key_ld, 0.0f);
-    for (int64_t first = 0; first < slice.queries; first += kQueries) {
-      const int64_t rows = std::min(kQueries, slice.queries - first), row = slice.query_begin + first, block = first / kQueries;
-      const float* q = in.q.row(row) + q_col;
-      const float* d = call.dout.row(row) + out_col;
-      q_left.pack(kernels_, w.q_rows + block * q_left.floats(kQueries), kQueries, q, in.q.stride, rows);
-      dout_left.pack(kernels_, w.dout_rows + block * dout_left.floats(kQueries), kQueries, d, call.dout.stride, rows);
-      pack_panels(kernels_, w.q_panels + first * padded(p.key_dim), q, in.q.stride, rows, p.key_dim);
-      pack_panels(kernels_, w.dout_panels + first * padded(p.value_dim), d, call.dout.stride, rows, p.value_dim);
-    }
-    for (int64_t i = 0; i < slice.queries; ++i) {
-      const int64_t row = slice.query_begin + i;
-      const float* d = call.dout.row(row) + out_col;
-      w.delta[i] = kernels_.dot(d, call.saved.out.row(row) + out_col, p.value_dim);
-      w.lse[i] = call.saved.log_sum_exp(row, head);
-      if (!self) continue;
-      const float* q = in.q.row(row) + q_col;
-      const float* k = in.self_k.row(row) + key_col;
-      const float score = capped(kernels_.dot(q, k, p.key_dim) * scale, p.softcap);
-      const float probability = std::exp(score - w.lse[i]);
-      float ds = probability * scale * (kernels_.dot(d, in.self_v.row(row) + value_col, p.value_dim) - w.delta[i]);
-      if (softcap > 0) ds *= 1.0f - (score / softcap) * (score / softcap);
-      kernels_.add_row(w.dq + i * key_ld, k, p.key_dim, ds);
-      kernels_.add_row(g.dself_k.row(row) + key_col, q, p.key_dim, ds);
-      kernels_.add_row(g.dself_v.row(row) + value_col, d, p.value_dim, probability);
-    }
-
+  for (h.head = kv_head * group; h.head < (kv_head + 1) * group; ++h.head) {
+    prepare_queries(h);
     int64_t first_query = 0;   // the first one that sees a key of this block or of a later one
     for (int64_t key = 0; key < slice.keys; key += kKeys) {
-      const int64_t keys = std::min(kKeys, slice.keys - key), key_row = slice.key_begin + key;
-      while (first_query < slice.queries && visible[index_of(first_query)].end <= key) ++first_query;
+      while (first_query < slice.queries && h.visible()[index_of(first_query)].end <= key) ++first_query;
       if (first_query == slice.queries) break;
-      pack_panels_transposed(kernels_, w.keys_transposed, in.k.row(key_row) + key_col, in.k.stride, p.key_dim, keys);
-      pack_panels_transposed(kernels_, w.values_transposed, in.v.row(key_row) + value_col, in.v.stride, p.value_dim, keys);
-      pack_panels(kernels_, w.keys, in.k.row(key_row) + key_col, in.k.stride, keys, p.key_dim);
-      std::fill_n(w.dkeys, keys * key_ld, 0.0f);
-      std::fill_n(w.dvalues, keys * value_ld, 0.0f);
-      LeftRows score_left(kKeys);
-      score_left.depth = keys;
-      for (int64_t first = first_query / kQueries * kQueries; first < slice.queries; first += kQueries) {
-        const int64_t rows = std::min(kQueries, slice.queries - first), block = first / kQueries;
-        if (visible[index_of(first)].begin >= key + keys) break;   // this window and all later ones lie behind
-        int32_t first_lane[kQueries], last_lane[kQueries];
-        visible_lanes(first_lane, last_lane, visible.subspan(index_of(first), index_of(rows)), key);
-        multiply_rows(kernels_, {w.scores, kKeys, rows, keys, false}, q_left, w.q_rows + block * q_left.floats(kQueries), kQueries,
-                      w.keys_transposed);
-        multiply_rows(kernels_, {w.dscores, kKeys, rows, keys, false}, dout_left, w.dout_rows + block * dout_left.floats(kQueries), kQueries,
-                      w.values_transposed);
-        kernels_.softmax_block_backward({.scores = w.scores, .dscores = w.dscores, .rows = rows, .first = first_lane, .last = last_lane,
-                                         .log_sum_exp = w.lse + first, .delta = w.delta + first, .scale = scale, .softcap = softcap});
-        multiply_columns(kernels_, {w.dvalues, value_ld, keys, p.value_dim, true}, w.scores, rows,
-                         w.dout_panels + first * padded(p.value_dim), rows);
-        multiply_columns(kernels_, {w.dkeys, key_ld, keys, p.key_dim, true}, w.dscores, rows,
-                         w.q_panels + first * padded(p.key_dim), rows);
-        multiply_rows(kernels_, {w.dq + first * key_ld, key_ld, rows, p.key_dim, true}, score_left, w.dscores, kQueries, w.keys);
-      }
-      for (int64_t i = 0; i < keys; ++i) {
-        kernels_.add_row(g.dk.row(key_row + i) + key_col, w.dkeys + i * key_ld, p.key_dim, 1.0f);
-        kernels_.add_row(g.dv.row(key_row + i) + value_col, w.dvalues + i * value_ld, p.value_dim, 1.0f);
-      }
+      backward_keys(h, key, first_query / kQueries * kQueries);
     }
     for (int64_t i = 0; i < slice.queries; ++i) {
-      std::copy_n(w.dq + i * key_ld, p.key_dim, g.dq.row(slice.query_begin + i) + q_col);
+      std::copy_n(w.dq + i * h.key_ld(), p.key_dim, g.dq.row(slice.query_begin + i) + h.head * p.key_dim);
     }
+  }
+}
+
+// Packs the head's queries and cotangents, and does what needs no keys but the rows' own.
+void TrainingAttention::prepare_queries(const Head& h) {
+  const AttentionPattern& p = h.call.pattern;
+  const AttentionInputs<float>& in = h.call.in;
+  const AttentionGradients<float>& g = h.call.gradients;
+  const Backward::Work& w = h.work;
+  const LeftRows q_left(p.key_dim), dout_left(p.value_dim);
+  std::fill_n(w.dq, h.slice.queries * h.key_ld(), 0.0f);
+  for (int64_t first = 0; first < h.slice.queries; first += kQueries) {
+    const int64_t rows = std::min(kQueries, h.slice.queries - first), row = h.slice.query_begin + first, block = first / kQueries;
+    q_left.pack(kernels_, w.q_rows + block * q_left.floats(kQueries), kQueries, h.q(row), in.q.stride, rows);
+    dout_left.pack(kernels_, w.dout_rows + block * dout_left.floats(kQueries), kQueries, h.dout(row), h.call.dout.stride, rows);
+    pack_panels(kernels_, w.q_panels + first * h.key_ld(), h.q(row), in.q.stride, rows, p.key_dim);
+    pack_panels(kernels_, w.dout_panels + first * h.value_ld(), h.dout(row), h.call.dout.stride, rows, p.value_dim);
+  }
+  const float scale = static_cast<float>(p.scale), softcap = static_cast<float>(p.softcap);
+  for (int64_t i = 0; i < h.slice.queries; ++i) {
+    const int64_t row = h.slice.query_begin + i;
+    w.delta[i] = kernels_.dot(h.dout(row), h.call.saved.out.row(row) + h.head * p.value_dim, p.value_dim);
+    w.lse[i] = h.call.saved.log_sum_exp(row, h.head);
+    if (in.self_k.data == nullptr) continue;
+    const float* k = in.self_k.row(row) + h.key_col();
+    const float score = capped(kernels_.dot(h.q(row), k, p.key_dim) * scale, p.softcap);
+    const float probability = std::exp(score - w.lse[i]);
+    float ds = probability * scale * (kernels_.dot(h.dout(row), in.self_v.row(row) + h.value_col(), p.value_dim) - w.delta[i]);
+    if (softcap > 0) ds *= 1.0f - (score / softcap) * (score / softcap);
+    kernels_.add_row(w.dq + i * h.key_ld(), k, p.key_dim, ds);
+    kernels_.add_row(g.dself_k.row(row) + h.key_col(), h.q(row), p.key_dim, ds);
+    kernels_.add_row(g.dself_v.row(row) + h.value_col(), h.dout(row), p.value_dim, probability);
+  }
+}
+
+// The block of keys that begins at `key`, against every block of queries from `first_query` on that sees some of it.
+void TrainingAttention::backward_keys(const Head& h, int64_t key, int64_t first_query) {
+  const AttentionPattern& p = h.call.pattern;
+  const AttentionInputs<float>& in = h.call.in;
+  const AttentionGradients<float>& g = h.call.gradients;
+  const Backward::Work& w = h.work;
+  const int64_t keys = std::min(kKeys, h.slice.keys - key), key_row = h.slice.key_begin + key;
+  const LeftRows q_left(p.key_dim), dout_left(p.value_dim);
+  LeftRows score_left(kKeys);
+  score_left.depth = keys;
+  pack_panels_transposed(kernels_, w.keys_transposed, in.k.row(key_row) + h.key_col(), in.k.stride, p.key_dim, keys);
+  pack_panels_transposed(kernels_, w.values_transposed, in.v.row(key_row) + h.value_col(), in.v.stride, p.value_dim, keys);
+  pack_panels(kernels_, w.keys, in.k.row(key_row) + h.key_col(), in.k.stride, keys, p.key_dim);
+  std::fill_n(w.dkeys, keys * h.key_ld(), 0.0f);
+  std::fill_n(w.dvalues, keys * h.value_ld(), 0.0f);
+  for (int64_t first = first_query; first < h.slice.queries; first += kQueries) {
+    const int64_t rows = std::min(kQueries, h.slice.queries - first), block = first / kQueries;
+    const auto visible = h.visible().subspan(index_of(first), index_of(rows));
+    if (visible.front().begin >= key + keys) break;   // this window and all later ones lie behind
+    int32_t first_lane[kQueries], last_lane[kQueries];
+    visible_lanes(first_lane, last_lane, visible, key);
+    multiply_rows(kernels_, {w.scores, kKeys, rows, keys, false}, q_left, w.q_rows + block * q_left.floats(kQueries), kQueries,
+                  w.keys_transposed);
+    multiply_rows(kernels_, {w.dscores, kKeys, rows, keys, false}, dout_left, w.dout_rows + block * dout_left.floats(kQueries), kQueries,
+                  w.values_transposed);
+    kernels_.softmax_block_backward({.scores = w.scores, .dscores = w.dscores, .rows = rows, .first = first_lane, .last = last_lane,
+                                     .log_sum_exp = w.lse + first, .delta = w.delta + first, .scale = static_cast<float>(p.scale),
+                                     .softcap = static_cast<float>(p.softcap)});
+    multiply_columns(kernels_, {w.dvalues, h.value_ld(), keys, p.value_dim, true}, w.scores, rows, w.dout_panels + first * h.value_ld(), rows);
+    multiply_columns(kernels_, {w.dkeys, h.key_ld(), keys, p.key_dim, true}, w.dscores, rows, w.q_panels + first * h.key_ld(), rows);
+    multiply_rows(kernels_, {w.dq + first * h.key_ld(), h.key_ld(), rows, p.key_dim, true}, score_left, w.dscores, kQueries, w.keys);
+  }
+  for (int64_t i = 0; i < keys; ++i) {
+    kernels_.add_row(g.dk.row(key_row + i) + h.key_col(), w.dkeys + i * h.key_ld(), p.key_dim, 1.0f);
+    kernels_.add_row(g.dv.row(key_row + i) + h.value_col(), w.dvalues + i * h.value_ld(), p.value_dim, 1.0f);
   }
 }
 

@@ -25,9 +25,12 @@ class TrainingAttention {
   };
   struct Forward;
   struct Backward;
+  struct Head;
   void pack_keys(const AttentionInputs<float>& in, const AttentionPattern& pattern);
   void forward_block(const Forward& call, const QueryTask& task, int64_t head, int worker);
   void backward_head(const Backward& call, const AttentionSlice& slice, int64_t kv_head, int worker);
+  void prepare_queries(const Head& head);
+  void backward_keys(const Head& head, int64_t key, int64_t first_query);
 
   const TrainingKernels& kernels_;
   ThreadPool& pool_;
