@@ -63,6 +63,13 @@ struct PackedBatch {
   int64_t sequences() const { return offsets.empty() ? 0 : static_cast<int64_t>(offsets.size()) - 1; }
 };
 
+// How far the rule a router will serve with is from the choice it is trained with (Mixture-of-Depths).
+struct RoutingCounts {
+  int64_t rows = 0;                // that routers have seen
+  int64_t let_in = 0;              // by the top k
+  int64_t differing = 0;           // let in by exactly one of top k and the serving rule
+};
+
 // What a caller may ask of a layer beyond plain training. Everything empty or 0: plain.
 template <class Real>
 struct LayerOptions {
@@ -79,6 +86,8 @@ struct LayerOptions {
   double router_loss = 0;
   // Evaluation: routers decide as they will when serving, not by looking at the whole sequence.
   bool serving = false;
+  // Every router's forward adds to it; null: not wanted.
+  RoutingCounts* routing = nullptr;
 };
 
 // What one layer's forward or backward is given. A room, a feed-forward part and a block all take it.

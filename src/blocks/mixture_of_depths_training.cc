@@ -153,6 +153,7 @@ class TrainableDepths final : public TrainableBlock<Real> {
   void choose(const Saved& saved, const Scratch& scratch, const Call& call) const;
   void choose_top_k(const Saved& saved, const Scratch& scratch, const Call& call, int64_t sequence) const;
   void choose_by_rule(const Saved& saved, const Call& call, int64_t sequence) const;
+  void count_differing(RoutingCounts& counts, const Saved& saved, const Call& call) const;
   double rule_loss(const Saved& saved, const Call& call) const;
   double cross_entropy(std::span<const Real> scores, const Saved& saved) const;
   // gradient [n] of weight * cross_entropy(scores).
@@ -226,16 +227,23 @@ void TrainableDepths<Real>::predict(const Saved& saved, ConstMatrix x, const Cal
 
 template <class Real>
 void TrainableDepths<Real>::choose(const Saved& saved, const Scratch& scratch, const Call& call) const {
-  saved.offsets[0] = 0;
-  saved.border[0] = saved.border[1] = 0;
-  for (int64_t sequence = 0; sequence < call.batch.sequences(); ++sequence) {
-    saved.offsets[at(sequence) + 1] = saved.offsets[at(sequence)];
-    if (call.options.serving) {
-      choose_by_rule(saved, call, sequence);
-    } else {
-      choose_top_k(saved, scratch, call, sequence);
+  const auto choose_rows = [&](bool by_rule) {
+    saved.offsets[0] = 0;
+    saved.border[0] = saved.border[1] = 0;
+    for (int64_t sequence = 0; sequence < call.batch.sequences(); ++sequence) {
+      saved.offsets[at(sequence) + 1] = saved.offsets[at(sequence)];
+      if (by_rule) {
+        choose_by_rule(saved, call, sequence);
+      } else {
+        choose_top_k(saved, scratch, call, sequence);
+      }
     }
+  };
+  if (call.options.routing != nullptr) {
+    choose_rows(false);
+    count_differing(*call.options.routing, saved, call);
   }
+  choose_rows(call.options.serving);
   for (int64_t i = 0; i < saved.count(); ++i) saved.positions[at(i)] = call.batch.positions[at(saved.index[at(i)])];
 }
 
@@ -279,6 +287,21 @@ void TrainableDepths<Real>::choose_by_rule(const Saved& saved, const Call& call,
   for (int64_t row = begin; row < end && count < full; ++row) {
     if (compared[at(row)] > border) saved.index[at(count++)] = static_cast<int32_t>(row);
   }
+}
+
+// After choose_top_k: the rows that the rule, which never runs out of room here, decides otherwise.
+template <class Real>
+void TrainableDepths<Real>::count_differing(RoutingCounts& counts, const Saved& saved, const Call& call) const {
+  const std::span<const Real> compared = s_.rule == DepthRule::kPredictor ? saved.predicted : saved.score;
+  const Real border = number(call, threshold_);
+  size_t next = 0;
+  for (size_t row = 0; row < compared.size(); ++row) {
+    const bool chosen = next < at(saved.count()) && at(saved.index[next]) == row;
+    if (chosen) ++next;
+    counts.differing += chosen != (compared[row] > border) ? 1 : 0;
+  }
+  counts.rows += static_cast<int64_t>(compared.size());
+  counts.let_in += saved.count();
 }
 
 // Of sigmoid(score) against 1 for the rows let in and 0 for the others, without overflow.

@@ -197,6 +197,16 @@ TEST(MixtureOfDepthsTraining, ServingLetsInByTheThresholdAsFarAsThereIsRoom) {
   EXPECT_THAT(RunningSum::positions, ElementsAre(0, 2, 3, 5, 7));
   const std::vector<int64_t> served{0, 2, 3, 5, 7}, trained{2, 5};
   EXPECT_EQ(selection_disagreement(served, trained, 8), 3.0 / 8);
+  for (const bool serving : {true, false}) {
+    RoutingCounts counts;
+    bench.options.serving = serving;
+    bench.options.routing = &counts;
+    bench.forward();
+    EXPECT_EQ(counts.rows, 8);
+    EXPECT_EQ(counts.let_in, 2);
+    EXPECT_EQ(counts.differing, 3);
+    EXPECT_EQ(RunningSum::positions, serving ? served : trained);
+  }
   BlockBench full = worked_example(*ops, {.slack = 0.5});
   full.options.serving = true;
   full.forward();

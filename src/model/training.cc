@@ -295,6 +295,7 @@ LayerOptions<Real> TrainableModel<Real>::layer_options(const Pass& pass, size_t 
   options.write_penalty = pass.options->write_penalty;
   options.router_loss = pass.options->router_loss;
   options.serving = pass.options->serving;
+  options.routing = pass.options->routing;
   int64_t before = 0;
   for (size_t i = 0; i < layer; ++i) before += layers_[i].block->state_elements();
   const size_t first = index_of(before * pass.batch.sequences());

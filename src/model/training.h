@@ -46,6 +46,7 @@ struct TrainOptions {
   double write_penalty = 0;
   double router_loss = 0;
   bool serving = false;
+  RoutingCounts* routing = nullptr;                // meant for evaluate(): a recomputed forward counts twice
 };
 
 // State passing: the layers' memories at the start (detached: no gradient reaches them) and at the end of a batch. Layer

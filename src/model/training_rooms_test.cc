@@ -100,6 +100,10 @@ TEST(ModelTrainingRooms, GradientsOfWholeModelsOfEveryRoomRoutedAndNot) {
       ASSERT_TRUE(step.ok()) << step.error().message;
       EXPECT_EQ(step->extra > 0, !decode.empty());
       const std::vector<double> gradients(model->gradients().begin(), model->gradients().end());
+      RoutingCounts counts;
+      ASSERT_TRUE(model->evaluate(batch.view(), {}, {.serving = true, .routing = &counts}).ok());
+      EXPECT_EQ(counts.rows, decode.empty() ? 0 : 33);
+      EXPECT_EQ(counts.let_in, decode.empty() ? 0 : 5 + 1 + 12);
       const auto loss = [&] { return model->evaluate(batch.view(), {}, options)->total(); };
       for (const NamedParameter& p : model->parameters()) {
         const auto at = static_cast<size_t>(p.offset), n = static_cast<size_t>(p.elements);
