@@ -41,6 +41,16 @@ QUIPU_KERNEL void gemm_pass(const GemmTile& tile, int first_col) {
       repeat<kTilePanels>([&](auto p) { sum[p][t] = f_fma(right[p], left, sum[p][t]); });
     });
   }
+  // Whole tiles, which nearly all are, without questions about every vector: they count where the depth is small.
+  if (tile.rows == kTileRows && tile.cols >= first_col + 16 * kTilePanels && tile.scale == 1.0f && tile.bias == nullptr) {
+    repeat<kTileRows>([&](auto t) {
+      repeat<kTilePanels>([&](auto p) {
+        float* c = tile.c + t * tile.c_ld + first_col + 16 * p;
+        f_store(c, tile.add ? f_add(f_load(c), sum[p][t]) : sum[p][t]);
+      });
+    });
+    return;
+  }
   repeat<kTileRows>([&](auto t) {
     if (t < tile.rows) {
       repeat<kTilePanels>([&](auto p) {
@@ -52,8 +62,9 @@ QUIPU_KERNEL void gemm_pass(const GemmTile& tile, int first_col) {
 
 template <int kStride>
 void gemm_tile_of(const GemmTile& tile) {
-  // The output's lines are on their way while the product runs.
-  for (int row = 0; row < tile.rows; ++row) {
+  // The output's lines are on their way while a long product runs.
+  constexpr int64_t kLong = 128;
+  for (int row = 0; tile.depth >= kLong && row < tile.rows; ++row) {
     prefetch(tile.c + row * tile.c_ld);
     if (tile.cols > 16) prefetch(tile.c + row * tile.c_ld + 16);
   }
