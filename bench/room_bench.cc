@@ -55,6 +55,7 @@ class HalfWeights final : public WeightSource {
   RandomWeights random_;
 };
 
+// Measured again before each case: on a shared machine they move.
 struct Roofs {
   double bytes_per_second = 0, flops_per_second = 0;
 };
@@ -77,6 +78,7 @@ struct Outcome {
   double milliseconds = 0, low = 0, high = 0, bytes = 0, flops = 0, error = 0;
   double share = 0;             // of the roof: what the phases (weights, then context) take at least, over the time
   double context_share = 0;     // decode: the same for what a context of that length adds to a context of 64
+  Roofs roofs = {};
   std::string bound = {};       // of the phase that takes longest at the roof
 };
 
@@ -137,6 +139,25 @@ class Layer {
   Arena arena_;
 };
 
+Roofs measure_roofs(Backend& backend) {
+  Roofs roofs{.bytes_per_second = measure_memory_roof(backend.threads(), 0.15).gigabytes_per_second * 1e9};
+  const FmaPeak peak = fma_peak(backend.isa());
+  constexpr int64_t kRounds = 500000;
+  std::vector<double> rates;
+  double sink = 0;
+  for (int i = 0; i < 5; ++i) {
+    const double start = monotonic_seconds();
+    std::vector<double> results(static_cast<size_t>(backend.threads()));
+    backend.pool().parallel_for(backend.threads(), [&](int64_t t) { results[static_cast<size_t>(t)] = peak.run(kRounds); });
+    rates.push_back(static_cast<double>(peak.flops_per_round * kRounds * backend.threads()) / (monotonic_seconds() - start));
+    for (const double result : results) sink += result;
+  }
+  CHECK(std::isfinite(sink));
+  std::sort(rates.begin(), rates.end());
+  roofs.flops_per_second = rates[rates.size() / 2];
+  return roofs;
+}
+
 std::vector<float> normals(int64_t count, uint64_t seed) {
   RandomStream random(seed, 1);
   std::vector<float> values(static_cast<size_t>(count));
@@ -168,6 +189,7 @@ struct Phase {
 };
 
 void judge(Outcome& outcome, const Phase& weights, const Phase& context, const Roofs& roofs) {
+  outcome.roofs = roofs;
   outcome.bytes = weights.bytes + context.bytes;
   outcome.flops = weights.flops + context.flops;
   const Phase& longest = weights.seconds(roofs) > context.seconds(roofs) ? weights : context;
@@ -198,7 +220,7 @@ double decode_seconds(const Case& test, Layer& layer, std::vector<LayerState>& s
   return (outcome == nullptr ? ignored : *outcome).milliseconds * 1e-3;
 }
 
-Outcome bench_decode(const Case& test, Backend& backend, Backend& reference, const Roofs& roofs) {
+Outcome bench_decode(const Case& test, Backend& backend, Backend& reference) {
   Layer layer(test, backend);
   PagePool pool;
   const double bytes_each = static_cast<double>(state_bytes_allocated(layer.layout(), test.context)) * static_cast<double>(test.batch);
@@ -231,6 +253,7 @@ Outcome bench_decode(const Case& test, Backend& backend, Backend& reference, con
     layer.step(got, x, copies, 1, 1, 1);
     outcome.error = relative_error(got, wanted);
   }
+  const Roofs roofs = measure_roofs(backend);
   const double seconds = decode_seconds(test, layer, states, turns, x, &outcome);
   const double batch = static_cast<double>(test.batch);
   const auto context = [&](int64_t tokens) {
@@ -258,7 +281,7 @@ Outcome bench_decode(const Case& test, Backend& backend, Backend& reference, con
 }
 
 // A prompt in chunks of kChunk on an empty state. The reference checks the first rows.
-Outcome bench_prompt(const Case& test, Backend& backend, Backend& reference, const Roofs& roofs) {
+Outcome bench_prompt(const Case& test, Backend& backend, Backend& reference) {
   Layer layer(test, backend);
   PagePool pool;
   const auto x = normals(kChunk * test.hidden, 3);
@@ -275,6 +298,7 @@ Outcome bench_prompt(const Case& test, Backend& backend, Backend& reference, con
     layer.step(got, x, states, 1, 1, kChecked);
     outcome.error = relative_error(got, wanted);
   }
+  const Roofs roofs = measure_roofs(backend);
   std::vector<double> seconds;
   for (int run = 0; run < 4; ++run) {
     std::vector<LayerState> states;
@@ -349,33 +373,15 @@ std::vector<Case> cases(int64_t context) {
   return list;
 }
 
-Roofs measure_roofs(Backend& backend) {
-  Roofs roofs{.bytes_per_second = measure_memory_roof(backend.threads(), 0.5).gigabytes_per_second * 1e9};
-  const FmaPeak peak = fma_peak(backend.isa());
-  constexpr int64_t kRounds = 2000000;
-  std::vector<double> rates;
-  double sink = 0;
-  for (int i = 0; i < 5; ++i) {
-    const double start = monotonic_seconds();
-    std::vector<double> results(static_cast<size_t>(backend.threads()));
-    backend.pool().parallel_for(backend.threads(), [&](int64_t t) { results[static_cast<size_t>(t)] = peak.run(kRounds); });
-    rates.push_back(static_cast<double>(peak.flops_per_round * kRounds * backend.threads()) / (monotonic_seconds() - start));
-    for (const double result : results) sink += result;
-  }
-  CHECK(std::isfinite(sink));
-  std::sort(rates.begin(), rates.end());
-  roofs.flops_per_second = rates[rates.size() / 2];
-  return roofs;
-}
-
 std::string json_line(const Outcome& o) {
-  char line[512];
+  char line[640];
   std::snprintf(line, sizeof(line),
                 "  {\"name\": \"%s\", \"kind\": \"%s\", \"context\": %lld, \"batch\": %lld, \"milliseconds\": %.4f, \"low\": %.4f, "
-                "\"high\": %.4f, \"gigabytes_per_second\": %.2f, \"gflops\": %.1f, \"bound\": \"%s\", \"share_of_roof\": %.3f, \"context_share_of_roof\": %.3f, "
+                "\"high\": %.4f, \"gigabytes_per_second\": %.2f, \"gflops\": %.1f, \"read_roof_gigabytes_per_second\": %.1f, \"fma_roof_gflops\": %.1f, \"bound\": \"%s\", \"share_of_roof\": %.3f, \"context_share_of_roof\": %.3f, "
                 "\"largest_relative_error\": %.2e}",
                 o.name.c_str(), o.kind.c_str(), static_cast<long long>(o.context), static_cast<long long>(o.batch), o.milliseconds,
-                o.low, o.high, o.bytes / o.milliseconds * 1e-6, o.flops / o.milliseconds * 1e-6, o.bound.c_str(), o.share, o.context_share, o.error);
+                o.low, o.high, o.bytes / o.milliseconds * 1e-6, o.flops / o.milliseconds * 1e-6, o.roofs.bytes_per_second * 1e-9,
+                o.roofs.flops_per_second * 1e-9, o.bound.c_str(), o.share, o.context_share, o.error);
   return line;
 }
 
@@ -387,28 +393,27 @@ int run(Isa isa, int threads, int64_t context, const std::string& only, const ch
   }
   Backend& backend = **made;
   const auto reference = make_reference_backend(backend.threads());
-  const Roofs roofs = measure_roofs(backend);
-  std::printf("%s, %d threads, read roof %.1f GB/s, fp32 fma roof %.1f GFLOP/s\n", backend.name().c_str(), backend.threads(),
-              roofs.bytes_per_second * 1e-9, roofs.flops_per_second * 1e-9);
+  std::printf("%s, %d threads\n", backend.name().c_str(), backend.threads());
   std::vector<Outcome> outcomes;
   for (const Case& test : cases(context)) {
     if (test.name.find(only) == std::string::npos) continue;
     const auto report = [&](const Outcome& o) {
-      std::printf("%s %-26s %6lld x %-3lld %9.3f ms (%.3f-%.3f)  %6.2f GB/s %7.1f GFLOP/s  %3.0f %% of the %s roof, context alone %3.0f %%  error %.1e\n",
+      std::printf("%s %-26s %6lld x %-3lld %9.3f ms (%.3f-%.3f)  %6.2f GB/s %7.1f GFLOP/s (roofs %.1f, %.0f)  "
+                  "%3.0f %% of the %s roof, context alone %3.0f %%  error %.1e\n",
                   o.kind.c_str(), o.name.c_str(), static_cast<long long>(o.context), static_cast<long long>(o.batch), o.milliseconds,
-                  o.low, o.high, o.bytes / o.milliseconds * 1e-6, o.flops / o.milliseconds * 1e-6, 100 * o.share, o.bound.c_str(), 100 * o.context_share, o.error);
+                  o.low, o.high, o.bytes / o.milliseconds * 1e-6, o.flops / o.milliseconds * 1e-6, o.roofs.bytes_per_second * 1e-9,
+                  o.roofs.flops_per_second * 1e-9, 100 * o.share, o.bound.c_str(), 100 * o.context_share, o.error);
       std::fflush(stdout);
       outcomes.push_back(o);
     };
-    report(bench_decode(test, backend, *reference, roofs));
-    if (test.pair_flops > 0) report(bench_prompt(test, backend, *reference, roofs));
+    report(bench_decode(test, backend, *reference));
+    if (test.pair_flops > 0) report(bench_prompt(test, backend, *reference));
   }
   bool good = true;
   for (const Outcome& o : outcomes) good = good && o.error < 2e-2;   // f16 rows and rounded activations; NaN is not good
   if (json != nullptr) {
     std::ofstream file(json);
-    file << "{\"backend\": \"" << backend.name() << "\", \"threads\": " << backend.threads() << ", \"read_roof_gigabytes_per_second\": "
-         << roofs.bytes_per_second * 1e-9 << ", \"fma_roof_gflops\": " << roofs.flops_per_second * 1e-9 << ", \"results\": [\n";
+    file << "{\"backend\": \"" << backend.name() << "\", \"threads\": " << backend.threads() << ", \"results\": [\n";
     for (size_t i = 0; i < outcomes.size(); ++i) file << json_line(outcomes[i]) << (i + 1 < outcomes.size() ? ",\n" : "\n");
     file << "]}\n";
   }

@@ -174,24 +174,14 @@ class AbsorbedAttention {
       const int64_t half = row_bytes(s_.dtype, width) * kPageRows / 2;
       const std::byte* next = page + 1 < pages.size() ? pages[page + 1] : nullptr;
       const Ahead early = next == nullptr ? Ahead{} : Ahead{next, half}, late = next == nullptr ? Ahead{} : Ahead{next + half, half};
-      const RowPage kept{pages[page], s_.dtype, width, count};
-      const auto soften = [&] {
-        kernels_.softmax_page(scores, partial.maximum, partial.total, rescale, first_key, last_key, queries, s_.scale, 0.0f);
-      };
-      if (queries <= kernels_.few_queries && (s_.dtype == DType::kF16 || s_.dtype == DType::kBF16)) {
-        kernels_.few_row_scores(scores, q, kept, early);
-        soften();
-        kernels_.few_row_values({partial.out, s_.rank, queries}, scores, rescale, kept, s_.rank, late);
-        continue;
-      }
       const float* rows = wide;
       if (s_.dtype == DType::kF32) {
         rows = reinterpret_cast<const float*>(pages[page]);
         kernels_.row_scores(scores, q, {rows, width, width, count}, early);
       } else {
-        kernels_.widen_row_scores(scores, wide, q, kept, early);
+        kernels_.widen_row_scores(scores, wide, q, {pages[page], s_.dtype, width, count}, early);
       }
-      soften();
+      kernels_.softmax_page(scores, partial.maximum, partial.total, rescale, first_key, last_key, queries, s_.scale, 0.0f);
       kernels_.row_values({partial.out, s_.rank, queries}, scores, rescale, {rows, width, s_.rank, count}, late);
     }
   }

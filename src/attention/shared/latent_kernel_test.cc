@@ -121,8 +121,7 @@ TEST(LatentKernel, MoreHeadsThanABlockAndOddSizesAreNoOtherThing) {
   }
 }
 
-// A context longer than all partial results that are kept at once; queries alone, which may be read in another way than
-// those of a prompt, for every number of heads around the register tiles.
+// A context longer than all partial results that are kept at once; every number of heads around the register tiles.
 TEST(LatentKernel, BitsDependNeitherOnThreadsNorOnNeighbours) {
   for (const int64_t heads : {1, 2, 3, 4, 6, 7, 8, 9, 40}) {
     const std::vector<std::vector<int64_t>> lengths = {{10, 11, 12}, {heads == 40 ? 9000 : 700}, {256}, {511, 512, 513}};

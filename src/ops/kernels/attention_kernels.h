@@ -71,12 +71,6 @@ struct AttentionKernels {
   void (*widen_row_scores)(float* scores, float* wide, const RowBlock& q, const RowPage& keys, const Ahead& ahead);
   // out row r = rescale[r] * out row r + p[r][64] . values, over all rows of values.
   void (*row_values)(const RowSums& out, const float* p, const float* rescale, const RowBlock& values, const Ahead& ahead);
-  // The same for a few queries, keys and values read as they are kept (f16 or bf16): faster up to `few_queries` of them, and
-  // never another result.
-  int64_t few_queries;
-  void (*few_row_scores)(float* scores, const RowBlock& q, const RowPage& keys, const Ahead& ahead);
-  void (*few_row_values)(const RowSums& out, const float* p, const float* rescale, const RowPage& keys, int64_t value_dim,
-                         const Ahead& ahead);
   // out [dim][64]: rows (at most 64) turned into what page_scores takes for a page of f32 keys.
   void (*turn_rows)(float* out, const RowBlock& rows);
 };

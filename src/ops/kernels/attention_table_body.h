@@ -11,7 +11,4 @@ constexpr AttentionKernels kAttentionTable = {
     .row_scores = row_scores,
     .widen_row_scores = widen_row_scores,
     .row_values = row_values,
-    .few_queries = kScoreQueries == 6 ? 8 : 1,
-    .few_row_scores = few_row_scores,
-    .few_row_values = few_row_values,
     .turn_rows = turn_rows};

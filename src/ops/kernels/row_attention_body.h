@@ -134,74 +134,14 @@ void widen_row_scores(float* scores, float* wide, const RowBlock& q, const RowPa
   });
 }
 
-// ---- few queries: keys and values are read as they are kept, twice, and never written down ---------------------------
-
-// Eight queries fill the registers with two keys. Each score is summed as row_scores_of does.
-template <DType D>
-QUIPU_KERNEL void eight_row_scores(float* scores, const float* q, int64_t q_stride, const KeySource& keys) {
-  constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
-  const std::byte* from = keys.bytes;
-  const int64_t row_bytes = keys.row_bytes, dim = keys.dim, ahead_step = keys.ahead_step;
-  const std::byte* ahead = keys.ahead;
-  F32 sum[8][2];
-  repeat<8>([&](auto i) { repeat<2>([&](auto j) { sum[i][j] = f_zero(); }); });
-  int64_t d = 0;
-  for (; d + 16 <= dim; d += 16) {
-    F32 k[2];
-    prefetch_far(ahead);
-    ahead += ahead_step;
-    repeat<2>([&](auto j) { k[j] = f_load_as<D>(from + j * row_bytes + kSize * d); });
-    repeat<8>([&](auto i) {
-      const F32 x = f_load(q + i * q_stride + d);
-      repeat<2>([&](auto j) { sum[i][j] = f_fma(x, k[j], sum[i][j]); });
-    });
+// The last components of a row whose length is no multiple of 16.
+inline void row_values_rest(float* out, const float* p, float rescale, const RowBlock& values, int64_t begin) {
+  const int lanes = static_cast<int>(values.dim - begin);
+  F32 sum = f_mul(f_load_part(out + begin, lanes), f_set1(rescale));
+  for (int64_t key = 0; key < values.rows; ++key) {
+    sum = f_fma(f_set1(p[key]), f_load_part(values.data + key * values.stride + begin, lanes), sum);
   }
-  if (const int lanes = static_cast<int>(dim - d); lanes > 0) {
-    F32 k[2];
-    repeat<2>([&](auto j) { k[j] = f_load_first<D>(from + j * row_bytes + kSize * d, lanes); });
-    repeat<8>([&](auto i) {
-      const F32 x = f_load_part(q + i * q_stride + d, lanes);
-      repeat<2>([&](auto j) { sum[i][j] = f_fma(x, k[j], sum[i][j]); });
-    });
-  }
-  repeat<4>([&](auto i) {
-    float pair[4];
-    f_store_sums4(pair, sum[2 * i][0], sum[2 * i][1], sum[2 * i + 1][0], sum[2 * i + 1][1]);
-    __builtin_memcpy(scores + 2 * i * 64, pair, 8);
-    __builtin_memcpy(scores + (2 * i + 1) * 64, pair + 2, 8);
-  });
-}
-
-template <DType D>
-void few_scores_of_page(float* scores, const RowBlock& q, const KeySource& keys, int64_t count) {
-  if (q.rows == 8 && kScoreQueries == 6 && count > 1) {
-    KeySource pair = keys;
-    for (int64_t key = 0; key < count; key += 2) {
-      if (key + 1 == count) {   // the last one again, together with the one before it
-        --key;
-        pair.bytes -= pair.row_bytes;
-      }
-      eight_row_scores<D>(scores + key, q.data, q.stride, pair);
-      pair.bytes += 2 * pair.row_bytes;
-      pair.ahead += pair.dim / 16 * pair.ahead_step;
-    }
-    return;
-  }
-  KeySource own = keys;
-  for_query_tiles(q.rows, [&]<int Q>(int64_t r) {
-    row_scores_of_tile<D, Q, false>(scores + r * 64, q.data + r * q.stride, q.stride, own, count);
-    own.ahead_step = 0;   // the first tile has asked for everything
-  });
-}
-
-void few_row_scores(float* scores, const RowBlock& q, const RowPage& keys, const Ahead& ahead) {
-  const int64_t per_pass = q.rows == 8 && kScoreQueries == 6 ? 2 : kScoreKeys;
-  const int64_t step = step_of(ahead, (keys.rows + per_pass - 1) / per_pass * (keys.dim / 16));
-  for_float(keys.dtype, [&]<DType D>() {
-    constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
-    few_scores_of_page<D>(scores, q, {keys.bytes, kSize * keys.dim, nullptr, 0, keys.dim,
-                                      ahead.data == nullptr ? keys.bytes : ahead.data, step}, keys.rows);
-  });
+  f_store_part(out + begin, sum, lanes);
 }
 
 // Register tiles whose sums do not wait for each other: 8 rows are 4 and 4, not 6 and 2.
@@ -212,54 +152,6 @@ inline void for_sum_tiles(int64_t rows, const Action& action) {
   } else {
     for_row_tiles(rows, action);
   }
-}
-
-template <DType D, int R, int V>
-void few_values_of_page(const RowSums& out, const float* p, const float* rescale, const RowPage& keys, int64_t value_dim,
-                        const Ahead& ahead) {
-  constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
-  const int64_t step = step_of(ahead, value_dim / (16 * V) * keys.rows);
-  const std::byte* next = ahead.data == nullptr ? keys.bytes : ahead.data;
-  int64_t begin = 0;
-  for (; begin + 16 * V <= value_dim; begin += 16 * V) {
-    values_of_rows<D, R, V>({out.data + begin, out.stride, R}, p, rescale, keys.bytes + kSize * begin, keys.dim, keys.rows, next, step);
-    next += step * keys.rows;
-  }
-  for (; begin + 16 <= value_dim; begin += 16) {
-    values_of_rows<D, R, 1>({out.data + begin, out.stride, R}, p, rescale, keys.bytes + kSize * begin, keys.dim, keys.rows, keys.bytes, 0);
-  }
-  const int lanes = static_cast<int>(value_dim - begin);
-  for (int i = 0; lanes > 0 && i < R; ++i) {
-    F32 sum = f_mul(f_load_part(out.data + i * out.stride + begin, lanes), f_set1(rescale[i]));
-    for (int64_t key = 0; key < keys.rows; ++key) {
-      sum = f_fma(f_set1(p[i * 64 + key]), f_load_first<D>(keys.bytes + kSize * (key * keys.dim + begin), lanes), sum);
-    }
-    f_store_part(out.data + i * out.stride + begin, sum, lanes);
-  }
-}
-
-void few_row_values(const RowSums& out, const float* p, const float* rescale, const RowPage& keys, int64_t value_dim,
-                    const Ahead& ahead) {
-  for_float(keys.dtype, [&]<DType D>() {
-    if constexpr (kScoreQueries == 6) {
-      if (out.rows == 8) return few_values_of_page<D, 8, 2>(out, p, rescale, keys, value_dim, ahead);
-    }
-    Ahead once = ahead;
-    for_sum_tiles(out.rows, [&]<int R>(int64_t r) {
-      few_values_of_page<D, R, kPassVectors>({out.data + r * out.stride, out.stride, R}, p + r * 64, rescale + r, keys, value_dim, once);
-      once = {};
-    });
-  });
-}
-
-// The last components of a row whose length is no multiple of 16.
-inline void row_values_rest(float* out, const float* p, float rescale, const RowBlock& values, int64_t begin) {
-  const int lanes = static_cast<int>(values.dim - begin);
-  F32 sum = f_mul(f_load_part(out + begin, lanes), f_set1(rescale));
-  for (int64_t key = 0; key < values.rows; ++key) {
-    sum = f_fma(f_set1(p[key]), f_load_part(values.data + key * values.stride + begin, lanes), sum);
-  }
-  f_store_part(out + begin, sum, lanes);
 }
 
 void row_values(const RowSums& out, const float* p, const float* rescale, const RowBlock& values, const Ahead& ahead) {
