@@ -181,6 +181,7 @@ class Reader {
       return attention.error("room", "is unknown: " + room.error().message);
     static constexpr std::string_view kNotSettings[] = {"room", "optional_weights"};
     ASSIGN_OR_RETURN(layer.attention, settings_of(attention, kNotSettings));
+    RETURN_IF_ERROR(check_token_counts(attention, layer.attention));
     ASSIGN_OR_RETURN(layer.required_roles, role_list(attention, "optional_weights"));
     layer.summary = choice.attention.object->dump(-1, ' ', true, json::error_handler_t::replace);
     if (choice.depths.object != nullptr) {
@@ -195,6 +196,17 @@ class Reader {
       ASSIGN_OR_RETURN(layer.feed_forward.activation, activation_of(object_));
     }
     return layer;
+  }
+
+  // Settings that count tokens say so in their names, whatever the room: segment_tokens.
+  Result<void> check_token_counts(const JsonObject& object, const HyperParameters& parameters) const {
+    for (const auto& [name, value] : parameters.values()) {
+      const int64_t* tokens = std::get_if<int64_t>(&value);
+      if (tokens == nullptr || !name.ends_with("_tokens") || *tokens <= config_.trained_context) continue;
+      return object.error(name.c_str(), "is " + std::to_string(*tokens) + ", more than max_position_embeddings " +
+                                            std::to_string(config_.trained_context));
+    }
+    return {};
   }
 
   Result<GateActivation> activation_of(const JsonObject& object) const {

@@ -1,4 +1,4 @@
-// config.json of our own models: what is read, what is refused, and which tensors follow from it.
+// config.json of our own models and of other people's latents: what is read, what is refused, and which tensors follow.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -133,6 +133,22 @@ TEST(QuipuConfig, EveryMistakeIsRefusedWithTheKeyAndTheNearestKnownOne) {
       {with(latent(), "rope_dim", 7), "attention setting rope_dim is 7, expected an even number"},
       {with(latent(), "latent_rank", nullptr), "attention setting latent_rank is missing"},
       {with(temporal(), "stride", 0), "attention setting stride is 0, expected"},
+      {with(infini(), "segment_tokens", 4097),
+       "attention.segment_tokens is 4097, more than max_position_embeddings 4096"},
+      {[](json& c) {
+         c["feed_forward"] = {
+             {"kind", "experts"}, {"experts", 8}, {"experts_per_token", 3}, {"intermediate_size", 16}, {"groups", 4}};
+         c["feed_forward"]["groups_kept"] = 1;
+       },
+       "number of experts per token is 3, expected 1 to 2"},
+      {[](json& c) {
+         c["feed_forward"] = {{"kind", "experts"},
+                              {"experts", 8},
+                              {"experts_per_token", 3},
+                              {"intermediate_size", 16},
+                              {"scoring", "tanh"}};
+       },
+       "feed_forward.scoring is \"tanh\", expected softmax or sigmoid"},
       {with(infini(), "rule", "cubic"), "attention setting rule is \"cubic\""},
       {with(infini(), "dpfp_nu", 2), "attention setting dpfp_nu is not one that room infini reads with these settings"},
       {[](json& c) {
@@ -225,6 +241,149 @@ TEST(QuipuConfig, TheTensorsFollowFromTheConfiguration) {
       {mlp + "down_proj.weight", {64, 96}},
   };
   EXPECT_EQ(found, expected);
+}
+
+TEST(QuipuConfig, ExpertsAreTensorsUnderTheNamesOfDeepseek) {
+  json config = good(latent());
+  config["num_hidden_layers"] = 2;
+  config["layers"] = json::array({{{"layers", {1}},
+                                   {"feed_forward",
+                                    {{"kind", "experts"},
+                                     {"experts", 3},
+                                     {"experts_per_token", 2},
+                                     {"intermediate_size", 16},
+                                     {"shared_experts", 2},
+                                     {"scoring", "sigmoid"},
+                                     {"correction", true}}}}});
+  const auto read_config = read(config);
+  ASSERT_TRUE(read_config.ok()) << read_config.error().message;
+  EXPECT_FALSE(read_config->layers[0].feed_forward.experts.has_value());
+  const auto tensors = model_tensors(*read_config, NameStyle::kHuggingFace);
+  ASSERT_TRUE(tensors.ok());
+  std::map<std::string, Shape> found;
+  for (const ModelTensor& tensor : *tensors) found.emplace(tensor.name, tensor.shape);
+  const std::string mlp = "model.layers.1.mlp.";
+  EXPECT_EQ(found[mlp + "gate.weight"], (Shape{3, 64}));
+  EXPECT_EQ(found[mlp + "gate.e_score_correction_bias"], (Shape{3}));
+  EXPECT_EQ(found[mlp + "experts.2.down_proj.weight"], (Shape{64, 16}));
+  EXPECT_EQ(found[mlp + "shared_experts.gate_proj.weight"], (Shape{32, 64}));
+  EXPECT_FALSE(found.contains(mlp + "experts.3.down_proj.weight"));
+  EXPECT_TRUE(found.contains("model.layers.0.mlp.down_proj.weight"));
+}
+
+json mtla() {
+  return {{"model_type", "llama-mtla"},
+          {"architectures", {"LlamaMTLAForCausalLM"}},
+          {"hidden_size", 64},
+          {"num_hidden_layers", 2},
+          {"num_attention_heads", 4},
+          {"intermediate_size", 96},
+          {"hidden_act", "silu"},
+          {"vocab_size", 128},
+          {"max_position_embeddings", 512},
+          {"rms_norm_eps", 1e-6},
+          {"rope_theta", 500000.0},
+          {"kv_lora_rank", 32},
+          {"q_lora_rank", 0},
+          {"qk_nope_head_dim", 16},
+          {"qk_rope_head_dim", 8},
+          {"v_head_dim", 16},
+          {"down_rate", 3}};
+}
+
+TEST(MtlaConfig, IsTemporalLatentsRotatedByHalvesWithTheThetaOfTheFile) {
+  const auto config = read(mtla());
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  const HyperParameters& p = config->layers[1].attention;
+  EXPECT_EQ(config->layers[1].room, "temporal_latent");
+  EXPECT_EQ(p.integer("stride", 1, 9).value(), 3);
+  EXPECT_FALSE(p.boolean("rope_interleaved").value());
+  EXPECT_EQ(p.number("rope_theta", 1, 1e9).value(), 500000);
+  EXPECT_EQ(p.text("latent_norm").value(), "layer");
+  EXPECT_FALSE(p.has("query_rank"));
+  EXPECT_TRUE(config->warnings.empty());
+  const auto tensors = model_tensors(*config, folder_names(*config));
+  ASSERT_TRUE(tensors.ok()) << tensors.error().message;
+  const auto has = [&](const std::string& name) {
+    return std::any_of(tensors->begin(), tensors->end(), [&](const ModelTensor& t) { return t.name == name; });
+  };
+  for (const char* name :
+       {"wq.weight", "wkv_a.weight", "kv_norm.weight", "wkv_b.weight", "wo.weight", "hypernet_down.fc_c.bias"}) {
+    EXPECT_TRUE(has(std::string("model.layers.0.self_attn.") + name)) << name;
+  }
+  EXPECT_TRUE(has("model.layers.0.mlp.gate_proj.weight"));
+}
+
+TEST(MtlaConfig, APartialRotationOfAnotherWidthIsAWarning) {
+  json config = mtla();
+  config["head_dim"] = 32;
+  const auto read_config = read(config);
+  ASSERT_TRUE(read_config.ok());
+  ASSERT_EQ(read_config->warnings.size(), 1u);
+  EXPECT_NE(read_config->warnings[0].find("head_dim is 32, not qk_nope_head_dim 16"), std::string::npos);
+}
+
+json deepseek() {
+  return {{"architectures", {"DeepseekV3ForCausalLM"}},
+          {"hidden_size", 64},
+          {"num_hidden_layers", 4},
+          {"num_attention_heads", 4},
+          {"intermediate_size", 96},
+          {"moe_intermediate_size", 32},
+          {"hidden_act", "silu"},
+          {"vocab_size", 128},
+          {"max_position_embeddings", 16384},
+          {"rms_norm_eps", 1e-5},
+          {"kv_lora_rank", 512},
+          {"q_lora_rank", nullptr},
+          {"qk_nope_head_dim", 128},
+          {"qk_rope_head_dim", 64},
+          {"v_head_dim", 128},
+          {"n_routed_experts", 8},
+          {"num_experts_per_tok", 2},
+          {"n_shared_experts", 1},
+          {"n_group", 2},
+          {"topk_group", 1},
+          {"first_k_dense_replace", 1},
+          {"num_nextn_predict_layers", 1}};
+}
+
+TEST(DeepseekConfig, ExpertsBeginAfterTheDenseLayersAndComeEverySoMany) {
+  json source = deepseek();
+  source["moe_layer_freq"] = 2;
+  const auto config = read(source);
+  ASSERT_TRUE(config.ok()) << config.error().message;
+  std::vector<bool> experts;
+  for (const LayerConfig& layer : config->layers) experts.push_back(layer.feed_forward.experts.has_value());
+  EXPECT_EQ(experts, (std::vector<bool>{false, false, true, false}));
+  const ExpertsSettings& e = *config->layers[2].feed_forward.experts;
+  EXPECT_TRUE(e.sigmoid && e.correction && e.group_top_two && e.normalise);
+  EXPECT_EQ(e.scaling, 2.5);
+  EXPECT_EQ(config->layers[0].attention.number("norm_epsilon", 0, 1).value(), 1e-6)
+      << "of latents, whatever rms_norm_eps is";
+  ASSERT_EQ(config->warnings.size(), 1u);
+  EXPECT_NE(config->warnings[0].find("num_nextn_predict_layers is 1"), std::string::npos);
+}
+
+TEST(DeepseekConfig, WhatItCannotRunIsRefusedByName) {
+  const auto with = [](const char* key, json value) {
+    json config = deepseek();
+    config[key] = std::move(value);
+    return refusal(config);
+  };
+  EXPECT_NE(with("quantization_config", {{"quant_method", "fp8"}})
+                .find("quantization_config asks for a quantised checkpoint"),
+            std::string::npos);
+  EXPECT_NE(with("kv_lora_rank", 0).find("kv_lora_rank is 0"), std::string::npos);
+  EXPECT_NE(with("qk_rope_head_dim", 7).find("qk_rope_head_dim is 7"), std::string::npos);
+  EXPECT_NE(with("n_group", 3).find("number of expert groups is 3, expected a divisor"), std::string::npos);
+  EXPECT_NE(with("topk_method", "best").find("topk_method is \"best\""), std::string::npos);
+  EXPECT_NE(with("rope_scaling", {{"type", "dynamic"}, {"factor", 2}}).find("rope_scaling.type is \"dynamic\""),
+            std::string::npos);
+  json second = deepseek();
+  second["architectures"] = {"DeepseekV2ForCausalLM"};
+  second["norm_topk_prob"] = true;
+  EXPECT_NE(refusal(second).find("norm_topk_prob is true"), std::string::npos);
 }
 
 TEST(QuipuConfig, OptionalWeightsThatTheConfigurationNamesAreTensorsOfTheModel) {
