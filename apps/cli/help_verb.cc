@@ -68,6 +68,30 @@ constexpr Verb kVerbs[] = {
      "quipu bench model.gguf --prompt 512,2048 --generate 64 --depth 0,4k,32k --cache-type q8_0\n"
      "quipu bench model.gguf -p 0 -n 32 -d 16k -r 3 --json",
      declare_bench},
+    {"cost", "", "what a context costs, with every kind of memory", "quipu cost CONFIG|MODEL [--context 4k,32k,1M] [--plot FILE]",
+     "State, operations and bytes moved per token, and operations of a prompt, for the model as it is and for the same model\n"
+     "with each other memory in its layers: MHA, GQA, MQA, MLA, MTLA, Infini-attention, each also with Mixture-of-Depths.\n"
+     "CONFIG is a config.json, a folder that holds one (weights are not needed), or a GGUF file. The rule by which the other\n"
+     "memories were given a size stands under the table.",
+     "quipu cost model.gguf\n"
+     "quipu cost hf-folder/config.json --context 4k,32k,1M --plot costs.svg\n"
+     "quipu cost smollm2 --context 1M --cache-type bf16 --json",
+     declare_cost},
+    {"bench-rooms", "", "how fast every kind of memory is here", "quipu bench-rooms [--shape NAME|CONFIG] [--context 1k,32k] [--batch 1,8] [flags]",
+     "Random models of one shape with each memory in turn are filled to each depth and stepped. What would not fit in memory\n"
+     "or time is left out, with the reason. Deep contexts of memories that grow are filled with random rows instead of a\n"
+     "prompt (the column 'filled' says so); prompts are measured up to --prompt tokens. Ctrl-C keeps what was measured.",
+     "quipu bench-rooms --shape mtla --context 1k,4k,32k --batch 1,50\n"
+     "quipu bench-rooms --shape smollm2 --context 32k --rooms mha,gqa,mla,mtla3 --json rooms.json --plot rooms.svg\n"
+     "quipu bench-rooms --shape config.json --context 1M --budget 300 --png rooms.png",
+     declare_bench_rooms},
+    {"reproduce", "", "a published table, measured here", "quipu reproduce NAME [--quick] [--json]",
+     "Prints the paper's figure, ours, and whether ours holds, with the command of each; the exit code is 1 when one does not.\n"
+     "--list names what there is. --quick measures less.",
+     "quipu reproduce --list\n"
+     "quipu reproduce costs --quick\n"
+     "quipu reproduce costs --json > costs.json",
+     declare_reproduce},
     {"verify-room", "", "an attention layer against other people's numbers", "quipu verify-room FILE... [--json]",
      "A golden file is safetensors: metadata names the room (kind of attention) and its settings; tensors carry the\n"
      "published module's names, its input and its output. The layer runs on every back end and path it has; the exit code\n"

@@ -72,7 +72,9 @@ std::string ProgressBar::line(double done, double total, const std::string& note
   const double fraction = total > 0 ? std::clamp(done / total, 0.0, 1.0) : 0.0;
   const double rate = seconds > 0 ? done / seconds : 0;
   std::string right = text_f(" %3.0f %%", fraction * 100);
-  if (style_.tokens) {
+  if (style_.share) {
+    // the percentage says it
+  } else if (style_.tokens) {
     right += text_f("  %s of %s tokens  %.4g tok/s", grouped_count(static_cast<int64_t>(done)).c_str(),
                     grouped_count(static_cast<int64_t>(total)).c_str(), rate);
   } else {

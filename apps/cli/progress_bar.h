@@ -13,6 +13,7 @@ class ProgressBar {
  public:
   struct Style {
     bool tokens = true;          // false: the counts are bytes
+    bool share = false;          // the counts are parts of some work: shown as a percentage alone
     bool keep = false;           // leave the finished line on the terminal
     bool silent = false;         // show nothing at all
     bool terminal_only = false;  // no plain lines elsewhere

@@ -1,5 +1,8 @@
 // quipu run MODEL: one prompt, one answer.
+#include <sys/resource.h>
+
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -60,8 +63,33 @@ Result<int64_t> context_for(const RunFlags& flags, const Engine& engine, const s
   }
   ASSIGN_OR_RETURN(const auto ids, engine.tokenizer().encode(prompt));
   const int64_t answer = flags.sampling.max_tokens >= 0 ? flags.sampling.max_tokens : kRoomForAnswer;
-  return chosen_context(flags.model, engine.facts(),
-                        static_cast<int64_t>(ids.size() + flags.system.size()) + answer + kRoomForTemplate);
+  const int64_t needed = static_cast<int64_t>(ids.size() + flags.system.size()) + answer + kRoomForTemplate;
+  ASSIGN_OR_RETURN(const int64_t context, chosen_context(flags.model, engine.facts(), needed));
+  // A state of fixed size holds a longer text at no cost.
+  const bool fixed = engine.cost_at(2 * needed).state_bytes_allocated == engine.cost_at(needed).state_bytes_allocated;
+  return fixed && flags.model.context_text.empty() ? std::max(context, needed) : context;
+}
+
+// Said before a long text is read: the most memory the process will have held when the answer is done. What it has held until
+// now (weights, text and tokenizer) stays; the state, scratch, token ids and the embedding's pages come to it.
+void print_memory_plan(const Engine& engine, int64_t context) {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  const double now = static_cast<double>(usage.ru_maxrss) * 1024;
+  const double state = static_cast<double>(engine.cost_at(context).state_bytes_allocated);
+  double embedding = 0;
+  for (const TensorFacts& tensor : engine.facts().tensors) {
+    if (tensor.name.find("embed_tokens") != std::string::npos || tensor.name.find("token_embd") != std::string::npos) {
+      embedding = static_cast<double>(tensor.bytes);
+    }
+  }
+  constexpr double kIdBytes = 4 * sizeof(int32_t);      // ids of prompt and session, while they grow
+  constexpr double kRoofBytes = 136e6;                  // of the closing line's measurement of the memory roof
+  constexpr double kSamplingBytes = 64;                 // a word of the vocabulary
+  const double working = static_cast<double>(engine.working_bytes()) + embedding + kIdBytes * static_cast<double>(context) +
+                         kSamplingBytes * static_cast<double>(engine.facts().vocabulary) + kRoofBytes;
+  print_note("memory: at most " + human_bytes(now + state + working) + " for " + grouped_count(context) + " tokens of context (" +
+             human_bytes(now) + " until now, state " + human_bytes(state) + ", working room " + human_bytes(working) + ")");
 }
 
 Result<void> report(const RunFlags& flags, const Engine& engine, const Session& session, const GenerateResult& answer,
@@ -99,6 +127,7 @@ Result<void> run(const RunFlags& flags) {
   ASSIGN_OR_RETURN(const auto session, engine->new_session(context));
   if (!flags.load_state.empty()) RETURN_IF_ERROR(session->load_state(flags.load_state));
   session->clear_counters();
+  if (!quiet && context > kDefaultContext) print_memory_plan(*engine, context);
 
   GenerateResult answer;
   answer.finish = FinishReason::kLength;

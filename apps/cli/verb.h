@@ -42,6 +42,9 @@ Action declare_bench(CLI::App& app);
 Action declare_verify_room(CLI::App& app);
 Action declare_train(CLI::App& app);
 Action declare_tokenizer(CLI::App& app);
+Action declare_cost(CLI::App& app);
+Action declare_bench_rooms(CLI::App& app);
+Action declare_reproduce(CLI::App& app);
 Action declare_help(CLI::App& app);
 Action declare_version(CLI::App& app);
 

@@ -83,6 +83,9 @@ class LoadedEngine final : public Engine {
   ContextCost cost_at(int64_t tokens) const override { return context_cost(*runtime_->model, runtime_->state, tokens); }
   double load_seconds() const override { return load_seconds_; }
   uint64_t packed_weight_bytes() const override { return static_cast<uint64_t>(runtime_->model->packed_bytes()); }
+  uint64_t working_bytes() const override {
+    return static_cast<uint64_t>(runtime_->model->scratch_bytes(runtime_->state.max_chunk, 1, 1));
+  }
 
   Result<std::unique_ptr<Session>> new_session(int64_t context) override {
     if (context == 0) context = std::min(facts_.trained_context, kDefaultContext);

@@ -113,6 +113,7 @@ class Engine {
   virtual ContextCost cost_at(int64_t tokens) const = 0;
   virtual double load_seconds() const = 0;
   virtual uint64_t packed_weight_bytes() const = 0;
+  virtual uint64_t working_bytes() const = 0;   // scratch of a prompt step
 
   // context: most tokens the session will hold; 0 means the trained context (at most 8192).
   virtual Result<std::unique_ptr<Session>> new_session(int64_t context) = 0;

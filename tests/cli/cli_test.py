@@ -853,7 +853,7 @@ def main():
     target = os.environ.get("GTEST_OUTPUT", "")
     if target.startswith("xml:") and target.endswith("/"):
         text = ElementTree.tostring(outcome.suite, encoding="unicode")
-        pathlib.Path(target[4:] + "cli_test.xml").write_text(
+        pathlib.Path(target[4:] + pathlib.Path(sys.argv[0]).stem + ".xml").write_text(
             re.sub(r"&#(\d|[12]\d|3[01]);|[\x00-\x08\x0b\x0c\x0e-\x1f]", "?", text)
         )
     sys.exit(0 if outcome.wasSuccessful() else 1)

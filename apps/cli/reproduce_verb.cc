@@ -1,0 +1,127 @@
+// quipu reproduce [--list] NAME [--quick] [--json]: published figures beside ours.
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "arguments.h"
+#include "base/byte_reader.h"
+#include "base/cpu_features.h"
+#include "base/near_word.h"
+#include "engine/reproduce.h"
+#include "human_text.h"
+#include "interrupt.h"
+#include "progress_bar.h"
+#include "report.h"
+#include "verb.h"
+
+namespace quipu::cli {
+namespace {
+
+struct ReproduceFlags {
+  std::string name;
+  int64_t threads = 0;
+  bool list = false, quick = false, json = false;
+};
+
+std::string command_of(const ReproduceFlags& flags) {
+  return "quipu reproduce " + flags.name + (flags.quick ? " --quick" : "");
+}
+
+// Four digits, or all of a whole number.
+std::string figure(double value) {
+  if (value == std::floor(value) && std::abs(value) < 1e15) return grouped_count(static_cast<int64_t>(value));
+  return text_f("%.4g", value);
+}
+
+nlohmann::ordered_json claims_json(const std::vector<Claim>& claims, const ReproduceFlags& flags) {
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  for (const Claim& claim : claims) {
+    list.push_back({{"claim", claim.claim},
+                    {"published", claim.published},
+                    {"ours", claim.ours},
+                    {"unit", claim.unit},
+                    {"holds", claim.holds},
+                    {"command", command_of(flags)},
+                    {"commit", build_commit()},
+                    {"note", claim.note}});
+  }
+  return list;
+}
+
+std::string claims_text(const std::vector<Claim>& claims, const ReproduceFlags& flags) {
+  std::string text;
+  int64_t holding = 0;
+  for (const Claim& claim : claims) {
+    holding += claim.holds;
+    text += std::string(claim.holds ? "holds  " : "FAILS  ") + wrapped(claim.claim, 100, 7) + "\n";
+    const std::string unit = claim.unit == "x" || claim.unit == "%" ? claim.unit : " " + claim.unit;
+    std::string numbers = "published " + figure(claim.published) + unit + ", ours " + figure(claim.ours) + unit;
+    if (!claim.note.empty()) numbers += " (" + claim.note + ")";
+    text += "       " + wrapped(numbers, 100, 7) + "\n";
+  }
+  text += text_f("\n%lld of %zu figures hold. %s, %s, commit %s\n", static_cast<long long>(holding), claims.size(),
+                 command_of(flags).c_str(), cpu_model_name().c_str(), build_commit().c_str());
+  return text;
+}
+
+Result<void> print_list(bool json) {
+  if (json) {
+    nlohmann::ordered_json list = nlohmann::ordered_json::array();
+    for (const Reproduction& one : all_reproductions()) list.push_back({{"name", one.name}, {"summary", one.summary}});
+    return print_json(list);
+  }
+  std::vector<std::vector<std::string>> rows = {{"name", "what is reproduced"}};
+  for (const Reproduction& one : all_reproductions()) rows.push_back({std::string(one.name), std::string(one.summary)});
+  return print_text(aligned_table(rows, {false, false}));
+}
+
+Result<void> reproduce(const ReproduceFlags& flags) {
+  if (flags.list) return print_list(flags.json);
+  const Reproduction* chosen = nullptr;
+  std::vector<std::string> names;
+  for (const Reproduction& one : all_reproductions()) {
+    names.emplace_back(one.name);
+    if (one.name == flags.name) chosen = &one;
+  }
+  if (flags.name.empty()) return usage_error("nothing named: quipu reproduce NAME; --list names what there is");
+  if (chosen == nullptr) {
+    const std::string near = nearest_word(flags.name, names);
+    return usage_error(
+        "no reproduction named " + printable(flags.name) +
+        (near.empty() ? "; quipu reproduce --list names what there is" : "; did you mean " + near + "?"));
+  }
+  ReproduceOptions options;
+  options.quick = flags.quick;
+  options.threads = static_cast<int>(flags.threads);
+  options.interrupted = interrupt_flag();
+  ProgressBar bar("reproduce " + flags.name, {.share = true});
+  options.on_progress = [&bar](const std::string& what, double share) { bar.update(100 * share, 100, what); };
+  auto claims = chosen->run(options);
+  bar.finish();
+  if (!claims.ok()) return std::move(claims).error();
+  int64_t failing = 0;
+  for (const Claim& claim : *claims) failing += !claim.holds;
+  if (failing > 0) {
+    std::fprintf(stderr, "quipu: %lld of %zu figures do not hold\n", static_cast<long long>(failing), claims->size());
+    set_verdict(1);
+  }
+  if (flags.json) return print_json(claims_json(*claims, flags));
+  return print_text(claims_text(*claims, flags));
+}
+
+}  // namespace
+
+Action declare_reproduce(CLI::App& app) {
+  auto flags = std::make_shared<ReproduceFlags>();
+  app.add_option("NAME", flags->name, "what to reproduce, such as costs");
+  app.add_flag("--list", flags->list, "name everything that can be reproduced");
+  app.add_flag("--quick", flags->quick, "fewer sizes and repetitions");
+  app.add_option("-t,--threads", flags->threads, "threads to use (default: one per core)")
+      ->check(whole_number(0, 4096));
+  app.add_flag("--json", flags->json, "a list of figures on standard output");
+  return [flags] { return reproduce(*flags); };
+}
+
+}  // namespace quipu::cli
