@@ -193,6 +193,7 @@ class Chat {
 
 Result<void> chat(const ChatFlags& flags) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, load_engine(flags.model, false));
+  RETURN_IF_ERROR(require_tokenizer(*engine));
   if (engine->chat_template() == nullptr && !flags.raw) {
     print_note("this model has no chat template: your words are fed as they are, and it may just go on writing them");
   }

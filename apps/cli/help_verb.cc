@@ -57,6 +57,13 @@ constexpr Verb kVerbs[] = {
      "quipu quantise model-f16.gguf model-q8_0.gguf --type q8_0\n"
      "quipu quantise model-bf16.gguf model-q4_k_m.gguf --type q4_k_m",
      declare_quantise},
+    {"init", "", "a new model with random weights", "quipu init CONFIG OUT --seed N [--dtype bf16] [--tokenizer FOLDER]",
+     "CONFIG is a config.json (docs/file_formats.md), or a folder that holds one; OUT becomes a Hugging Face folder: to train\n"
+     "from, or to measure a shape with. Equal seeds give equal bytes, whatever the number of threads.",
+     "quipu init config.json my-model --seed 1\n"
+     "quipu init smollm2-folder fresh --dtype bf16 --seed 7 --json\n"
+     "quipu init config.json my-model --tokenizer smollm2-folder --force",
+     declare_init},
     {"bench", "", "how fast a model runs here",
      "quipu bench MODEL [--prompt 512,2048] [--generate 64] [--depth 0,4096] [flags]",
      "Names are llama-bench's: pp512 feeds 512 tokens, tg64 generates 64, @ d4096 with 4096 tokens in the context "

@@ -182,6 +182,13 @@ Result<std::unique_ptr<Engine>> load_engine(const ModelFlags& flags, bool quiet)
   return engine;
 }
 
+Result<void> require_tokenizer(const Engine& engine) {
+  if (engine.has_tokenizer()) return {};
+  return bad_input(printable(engine.facts().path, 400) +
+                   ": the model has no tokenizer, so text cannot become tokens; put tokenizer.json of a model with the same "
+                   "vocabulary beside it, or measure it with 'quipu bench'");
+}
+
 Result<std::string> read_text(const std::string& path) {
   const bool standard = path == "-";
   const std::string shown = standard ? "standard input" : printable(path, 400);

@@ -53,6 +53,9 @@ Result<std::string> resolve_model(const std::string& name);
 // Loads with a progress line on a terminal; `quiet` shows none. Warnings of the model go to stderr.
 Result<std::unique_ptr<Engine>> load_engine(const ModelFlags& flags, bool quiet);
 
+// kBadInput, with what to do, when the model has no tokenizer: for verbs that turn text into tokens.
+Result<void> require_tokenizer(const Engine& engine);
+
 // The whole of a file, or of standard input for "-"; at most kMaxTextBytes.
 inline constexpr size_t kMaxTextBytes = size_t{1} << 30;
 Result<std::string> read_text(const std::string& path);

@@ -193,6 +193,7 @@ Result<void> perplexity(PerplexityFlags flags) {
   if (flags.top > 0 && flags.logits_out.empty()) return usage_error("--logits-top needs --logits-out FILE");
   ASSIGN_OR_RETURN(const std::string text, read_text(flags.file));
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, load_engine(flags.model, flags.json));
+  RETURN_IF_ERROR(require_tokenizer(*engine));
   ASSIGN_OR_RETURN(std::vector<int32_t> ids, engine->tokenizer().encode(text));
   ASSIGN_OR_RETURN(const Plan plan, make_plan(flags, static_cast<int64_t>(ids.size())));
   ASSIGN_OR_RETURN(const auto session, engine->new_session(plan.context));

@@ -123,6 +123,7 @@ Result<void> run(const RunFlags& flags) {
   }
   const bool quiet = flags.quiet || flags.json;
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, load_engine(flags.model, quiet));
+  RETURN_IF_ERROR(require_tokenizer(*engine));
   ASSIGN_OR_RETURN(const int64_t context, context_for(flags, *engine, prompt));
   ASSIGN_OR_RETURN(const auto session, engine->new_session(context));
   if (!flags.load_state.empty()) RETURN_IF_ERROR(session->load_state(flags.load_state));

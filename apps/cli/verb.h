@@ -38,6 +38,7 @@ Action declare_inspect(CLI::App& app);
 Action declare_tokenize(CLI::App& app);
 Action declare_perplexity(CLI::App& app);
 Action declare_quantise(CLI::App& app);
+Action declare_init(CLI::App& app);
 Action declare_bench(CLI::App& app);
 Action declare_verify_room(CLI::App& app);
 Action declare_train(CLI::App& app);

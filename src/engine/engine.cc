@@ -76,7 +76,11 @@ class LoadedEngine final : public Engine {
       : runtime_(std::move(runtime)), facts_(std::move(facts)), chat_template_(std::move(chat_template)), load_seconds_(seconds) {}
 
   const ModelFacts& facts() const override { return facts_; }
-  const Tokenizer& tokenizer() const override { return *runtime_->tokenizer; }
+  bool has_tokenizer() const override { return runtime_->tokenizer != nullptr; }
+  const Tokenizer& tokenizer() const override {
+    CHECK(has_tokenizer()) << "asked for the tokenizer of a model that has none";
+    return *runtime_->tokenizer;
+  }
   const ChatTemplate* chat_template() const override { return chat_template_.get(); }
   std::string backend_name() const override { return runtime_->backend->name(); }
   int threads() const override { return runtime_->backend->threads(); }
@@ -139,7 +143,9 @@ Result<std::unique_ptr<Engine>> Engine::load(const std::string& path, const Engi
     ASSIGN_OR_RETURN(const auto plan, plan_model(source, nothing));
     RETURN_IF_ERROR(check_memory(source, *plan, options));
   }
-  ASSIGN_OR_RETURN(runtime->tokenizer, checked_tokenizer(source));
+  if (quipu::has_tokenizer(source)) {
+    ASSIGN_OR_RETURN(runtime->tokenizer, checked_tokenizer(source));
+  }
   ASSIGN_OR_RETURN(runtime->backend, make_backend(options));
   Model::LoadOptions load;
   if (options.on_progress) {
@@ -150,7 +156,7 @@ Result<std::unique_ptr<Engine>> Engine::load(const std::string& path, const Engi
   ASSIGN_OR_RETURN(runtime->model, Model::load(source.config, source.tensors(), source.style(), *runtime->backend, load));
 
   ModelFacts facts = model_facts(source, *runtime->model, runtime->state);
-  facts.tokenizer = tokenizer_text(source, *runtime->tokenizer);
+  facts.tokenizer = runtime->tokenizer == nullptr ? "none" : tokenizer_text(source, *runtime->tokenizer);
   const auto& warnings = runtime->model->warnings();
   facts.warnings.insert(facts.warnings.end(), warnings.begin(), warnings.end());
   auto chat_template = read_template(source, facts.warnings);
@@ -167,7 +173,9 @@ Result<ModelFacts> Engine::inspect(const std::string& path, DType cache_dtype) {
   ModelFacts facts = model_facts(source, *plan, {cache_dtype, defaults.max_chunk});
   facts.warnings.insert(facts.warnings.end(), plan->warnings().begin(), plan->warnings().end());
   // A file whose tokenizer cannot be used can still be looked at.
-  if (const auto tokenizer = checked_tokenizer(source); tokenizer.ok()) {
+  if (!quipu::has_tokenizer(source)) {
+    facts.tokenizer = "none";
+  } else if (const auto tokenizer = checked_tokenizer(source); tokenizer.ok()) {
     facts.tokenizer = tokenizer_text(source, **tokenizer);
   } else {
     facts.tokenizer = "unusable";

@@ -60,7 +60,7 @@ struct ModelFacts {
   std::vector<std::string> layer_rooms;      // the room of every layer, e.g. "grouped_query"
   std::vector<std::string> layer_settings;   // its whole numbers and words: "heads 8, latent_rank 256"
   double state_bytes_per_token = 0;    // at long context, in the cache dtype asked for
-  std::string tokenizer;               // "byte-level BPE (smollm), 49152 tokens"
+  std::string tokenizer;               // "byte-level BPE (smollm), 49152 tokens"; "none" when there are no files of one
   bool has_chat_template = false;
   std::vector<TensorFacts> tensors;
   std::vector<std::string> warnings;
@@ -106,7 +106,9 @@ class Engine {
   static std::string quantise_types();   // "f32, f16, ..., q4_k_m, ...", for messages
 
   virtual const ModelFacts& facts() const = 0;
-  virtual const Tokenizer& tokenizer() const = 0;
+  // A model without a tokenizer (random weights, say) can be measured, but not talked to.
+  virtual bool has_tokenizer() const = 0;
+  virtual const Tokenizer& tokenizer() const = 0;          // has_tokenizer() (CHECKed)
   virtual const ChatTemplate* chat_template() const = 0;   // nullptr: the file has none (or it was refused: warnings)
   virtual std::string backend_name() const = 0;            // "cpu avx512"
   virtual int threads() const = 0;
