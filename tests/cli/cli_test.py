@@ -92,12 +92,12 @@ class Overview(Case):
     def test_without_words_it_says_what_it_can_do(self):
         done = quipu()
         self.assertEqual(done.returncode, 0)
-        for verb in ("run", "chat", "inspect", "tokenize", "perplexity", "quantise", "bench", "help", "version"):
+        for verb in ("run", "chat", "inspect", "tokenize", "perplexity", "quantise", "init", "bench", "help", "version"):
             self.assertRegex(done.stdout, rf"(?m)^  {verb} ")
         self.assertIn("quipu run smollm2 -p", done.stdout)
 
     def test_every_verb_has_help_with_examples(self):
-        for verb in ("run", "chat", "inspect", "tokenize", "perplexity", "quantise", "quantize", "bench", "version"):
+        for verb in ("run", "chat", "inspect", "tokenize", "perplexity", "quantise", "quantize", "init", "bench", "version"):
             pages = [quipu("help", verb), quipu(verb, "--help"), quipu(verb, "-h")]
             for page in pages:
                 self.assertEqual(page.returncode, 0)
@@ -106,7 +106,7 @@ class Overview(Case):
 
     def test_every_example_in_help_reads_back(self):
         """A flag in an example that the program does not know would be refused before anything else happens."""
-        for verb in ("run", "chat", "inspect", "tokenize", "perplexity", "quantise", "bench"):
+        for verb in ("run", "chat", "inspect", "tokenize", "perplexity", "quantise", "init", "bench"):
             for line in quipu("help", verb).stdout.split("examples:")[1].splitlines():
                 flags = (
                     re.findall(r"(?<= )--?[a-z][a-z-]*", line.split("#")[0].split("quipu", 1)[-1])
@@ -728,6 +728,158 @@ def write_golden(path, header, data):
 
 
 @unittest.skipUnless(GOLDEN.is_dir(), f"no golden files at {GOLDEN}")
+class Init(Case):
+    GROUPED = {"room": "grouped_query", "heads": 4, "kv_heads": 2, "head_dim": 16, "rope_theta": 10000.0}
+    LATENT = {"room": "latent", "heads": 4, "latent_rank": 32, "query_rank": 24, "nope_dim": 16, "rope_dim": 8, "value_dim": 12,
+              "latent_norm": "rms", "norm_epsilon": 1e-6, "rope_theta": 10000.0, "rope_interleaved": True}
+    TEMPORAL = {**LATENT, "room": "temporal_latent", "latent_norm": "layer", "norm_epsilon": 1e-5, "stride": 2}
+    INFINI = {**GROUPED, "room": "infini", "segment_tokens": 64, "rule": "delta"}
+
+    def config(self, attention=None, **more):
+        config = {
+            "model_type": "quipu", "architectures": ["QuipuForCausalLM"], "hidden_size": 64, "num_hidden_layers": 2,
+            "vocab_size": 320, "intermediate_size": 96, "hidden_act": "silu", "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "attention": attention or self.GROUPED, **more,
+        }
+        path = FOLDER / f"{self.id().rsplit('.', 1)[-1]}.json"
+        path.write_text(json.dumps(config))
+        return path
+
+    def out(self, name="out"):
+        return FOLDER / f"{self.id().rsplit('.', 1)[-1]}-{name}"
+
+    @staticmethod
+    def tensors(folder):
+        """name -> (dtype, shape, bytes)"""
+        data = (folder / "model.safetensors").read_bytes()
+        size = struct.unpack("<Q", data[:8])[0]
+        header = json.loads(data[8 : 8 + size])
+        header.pop("__metadata__")
+        at = 8 + size
+        return {
+            name: (one["dtype"], one["shape"], data[at + one["data_offsets"][0] : at + one["data_offsets"][1]])
+            for name, one in header.items()
+        }
+
+    def test_every_room_and_a_hybrid_can_be_made_looked_at_and_measured(self):
+        hybrid = {"layers": [{"layers": [1], "attention": self.INFINI}]}
+        for name, attention, more, expected in (
+            ("grouped_query", self.GROUPED, {}, ["grouped_query"] * 2),
+            ("latent", self.LATENT, {}, ["latent"] * 2),
+            ("temporal_latent", self.TEMPORAL, {}, ["temporal_latent"] * 2),
+            ("infini", self.INFINI, {}, ["infini"] * 2),
+            ("hybrid", self.LATENT, hybrid, ["latent", "infini"]),
+        ):
+            path = self.config(attention, **more)
+            report = self.answers_json("init", path, self.out(name), "--seed", 3)
+            self.assertFalse(report["tokenizer"])
+            facts = self.answers_json("inspect", self.out(name))
+            self.assertEqual(facts["layer_rooms"], expected)
+            self.assertEqual(facts["tokenizer"], "none")
+            self.assertEqual(facts["heads"], 4)
+            bench = self.answers_json("bench", self.out(name), "-p", 16, "-n", 2, "-r", 1)
+            self.assertEqual(len(bench["results"]), 2)
+
+    def test_equal_seeds_give_equal_bytes_whatever_the_threads(self):
+        config = self.config(self.TEMPORAL)
+        for name, seed, threads in (("a", 7, 1), ("b", 7, 2), ("c", 8, 2)):
+            self.assertEqual(quipu("init", config, self.out(name), "--seed", seed, "-t", threads).returncode, 0)
+        a, b, c = ((self.out(n) / "model.safetensors").read_bytes() for n in "abc")
+        self.assertEqual(a, b)
+        self.assertNotEqual(a, c)
+
+    def test_weights_are_spread_as_stated(self):
+        quipu("init", self.config(self.TEMPORAL), self.out(), "--seed", 1)
+        tensors = self.tensors(self.out())
+        self.assertEqual({one[0] for one in tensors.values()}, {"F32"})
+
+        def spread(name):
+            values = [v for (v,) in struct.iter_unpack("<f", tensors[name][2])]
+            mean = sum(values) / len(values)
+            return mean, (sum((v - mean) ** 2 for v in values) / len(values)) ** 0.5
+
+        layer = "model.layers.1."
+        self.assertEqual(spread(layer + "input_layernorm.weight"), (1.0, 0.0))
+        self.assertEqual(spread(layer + "self_attn.kv_a_layernorm.weight"), (1.0, 0.0))
+        for name, expected in {
+            "model.embed_tokens.weight": 0.02,
+            layer + "self_attn.q_a_proj.weight": 64**-0.5,
+            layer + "mlp.gate_proj.weight": 64**-0.5,
+            layer + "mlp.down_proj.weight": 96**-0.5 / 2,  # writes into the residual stream of 2 layers
+            layer + "self_attn.hypernet_down.fc_c.weight": (3 * 32) ** -0.5,
+        }.items():
+            mean, deviation = spread(name)
+            self.assertAlmostEqual(deviation / expected, 1, delta=0.15, msg=name)
+            self.assertLess(abs(mean), expected / 5, name)
+
+    def test_narrow_types_are_for_matrices_only(self):
+        report = self.answers_json("init", self.config(), self.out(), "--dtype", "bf16")
+        tensors = self.tensors(self.out())
+        self.assertEqual(tensors["model.layers.0.self_attn.q_proj.weight"][0], "BF16")
+        self.assertEqual(tensors["model.norm.weight"][0], "F32")
+        self.assertEqual(report["weight_bytes"], sum(len(one[2]) for one in tensors.values()))
+        self.assertIn("--dtype: 'q9' is no tensor type", self.refused(2, "init", self.config(), self.out("x"), "--dtype", "q9"))
+        self.assertIn("expected f32, f16 or bf16", self.refused(2, "init", self.config(), self.out("x"), "--dtype", "q8_0"))
+
+    def test_what_needs_text_says_that_there_is_no_tokenizer(self):
+        quipu("init", self.config(), self.out())
+        (FOLDER / "some.txt").write_text("some text")
+        for words in (["run", self.out(), "-p", "hi"], ["tokenize", self.out(), "-p", "hi"], ["perplexity", self.out(), "some.txt"]):
+            self.assertIn("the model has no tokenizer", self.refused(3, *words))
+
+    def test_a_tokenizer_can_be_brought_along(self):
+        source = pathlib.Path(__file__).parents[2] / "src/text/testdata/byte_level_gpt2.tokenizer.json"
+        folder = self.out("tokenizer")
+        folder.mkdir()
+        (folder / "tokenizer.json").write_bytes(source.read_bytes())
+        words = json.loads(source.read_text())
+        size = len(words["model"]["vocab"]) + len(words.get("added_tokens", []))
+        report = self.answers_json("init", self.config(vocab_size=size), self.out(), "--tokenizer", folder)
+        self.assertTrue(report["tokenizer"])
+        done = quipu("run", self.out(), "--raw", "-p", "hi", "-n", 3, "--temperature", 0)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("holds no tokenizer.json", self.refused(3, "init", self.config(), self.out("x"), "--tokenizer", FOLDER / "nowhere"))
+
+    def test_what_is_there_stays_unless_forced(self):
+        out = self.out()
+        quipu("init", self.config(), out, "--seed", 1)
+        before = (out / "model.safetensors").read_bytes()
+        (out / "notes.txt").write_text("mine")
+        self.assertIn("exists already; --force replaces", self.refused(2, "init", self.config(), out, "--seed", 2))
+        self.assertEqual((out / "model.safetensors").read_bytes(), before)
+        self.assertEqual(quipu("init", self.config(self.LATENT), out, "--seed", 2, "--force").returncode, 0)
+        self.assertNotEqual((out / "model.safetensors").read_bytes(), before)
+        self.assertEqual(sorted(p.name for p in out.iterdir()), ["config.json", "model.safetensors", "notes.txt"])
+        self.assertEqual(self.answers_json("inspect", out)["layer_rooms"], ["latent", "latent"])
+        (self.out("strange")).mkdir()
+        (self.out("strange") / "a").write_text("x")
+        self.assertIn("holds files but no model", self.refused(2, "init", self.config(), self.out("strange"), "--force"))
+        (FOLDER / "plain-file").write_text("x")
+        self.assertIn("is no folder", self.refused(2, "init", self.config(), FOLDER / "plain-file", "--force"))
+
+    def test_a_refused_configuration_leaves_nothing_behind(self):
+        for change, message in (
+            ({"hiden_size": 3}, "hiden_size is no key known here; did you mean hidden_size?"),
+            ({"attention": {**self.LATENT, "latent_rank": 0}}, "attention setting latent_rank is 0"),
+            ({"attention": {**self.TEMPORAL, "stride": 0}}, "attention setting stride is 0"),
+            ({"attention": {**self.LATENT, "rope_dim": 7}}, "attention setting rope_dim is 7"),
+            ({"attention": {**self.GROUPED, "kv_head": 2}}, "did you mean kv_heads?"),
+            ({"mixture_of_depths": {"capacity": 0}}, "mixture_of_depths setting capacity is 0"),
+            ({"mixture_of_depths": {"capacity": 1.5}}, "mixture_of_depths setting capacity is 1.5"),
+            ({"layers": [{"layers": [2], "attention": self.LATENT}]}, "layers[0].layers holds 2, expected 0 to 1"),
+        ):
+            self.assertIn(message, self.refused(3, "init", self.config(**change), self.out("none")))
+        self.assertEqual(list(FOLDER.glob(f"{self.out('none').name}*")), [])
+        self.assertIn("init needs two paths", self.refused(2, "init", "config.json"))
+
+    def test_tensors_of_another_room_are_refused_by_name(self):
+        quipu("init", self.config(), self.out())
+        (self.out() / "config.json").write_text(self.config(self.LATENT).read_text())
+        self.assertIn("tensor model.layers.0.self_attn.q_a_proj.weight is missing, expected [24, 64]", self.refused(3, "inspect", self.out()))
+        (self.out() / "config.json").write_text(self.config({**self.GROUPED, "kv_heads": 1}).read_text())
+        self.assertIn("self_attn.k_proj.weight is [32, 64], expected [16, 64] (kv_heads 1 * head_dim 16)", self.refused(3, "bench", self.out()))
+
+
 class VerifyRoom(Case):
     def altered(self, name, change):
         header, data = read_golden(name)
