@@ -172,7 +172,10 @@ Result<ModelConfig> read_gguf_config(const GgufMetadata& metadata, const GgufMod
   ASSIGN_OR_RETURN(config.norm_epsilon, keys.number("attention.layer_norm_rms_epsilon"));
   ASSIGN_OR_RETURN(const int64_t experts, keys.integer_or("expert_count", 0, kMaxContext, 0));
   const bool latent = architecture->name == "deepseek2";
-  if (experts > 0 && !latent) return keys.error("expert_count", "is " + std::to_string(experts) + "; mixtures of experts are supported for deepseek2 only");
+  if (experts > 0 && !latent) {
+    return keys.error("expert_count", "is " + std::to_string(experts) +
+                                          "; mixtures of experts are supported for deepseek2 only");
+  }
   ASSIGN_OR_RETURN(config.vocabulary, keys.integer_or("vocab_size", 1, kMaxVocabulary, facts.embedding_rows));
   if (config.vocabulary != facts.embedding_rows) {
     return keys.error("vocab_size", "is " + std::to_string(config.vocabulary) + ", but tensor token_embd.weight has " +

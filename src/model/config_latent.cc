@@ -1,7 +1,7 @@
 // Configurations of other people's latent attention: DeepSeek-V2 and -V3 as transformers has them, and Llama with MTLA.
 //
 // As in config_hf.cc an absent key is an error unless the configuration class gives it a value of its own.
-#include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "base/byte_reader.h"
 #include "model/config_readers.h"

@@ -3,12 +3,13 @@
 // for the depth routing. What is read here is then tried out: each kind of layer is built once against a source of
 // blank weights.
 #include <algorithm>
-#include <map>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <tuple>
 
 #include "attention/attention.h"
 #include "base/byte_reader.h"
+#include "base/near_word.h"
 #include "model/config_readers.h"
 #include "model/tensor_list.h"
 
