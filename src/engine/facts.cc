@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstdio>
 #include <map>
 
 #include "base/byte_reader.h"
@@ -65,8 +66,13 @@ std::string brief_text(const HyperParameters& parameters) {
 std::string settings_text(const LayerConfig& layer) {
   std::string text = brief_text(layer.attention);
   if (layer.mixture_of_depths.has_value()) {
-    text += "; mixture of depths: capacity " + std::to_string(layer.mixture_of_depths->capacity) + ", decode " +
-            layer.mixture_of_depths->decode;
+    char capacity[32];
+    std::snprintf(capacity, sizeof capacity, "%g", layer.mixture_of_depths->capacity);
+    text += std::string("; mixture of depths: capacity ") + capacity + ", decode " + layer.mixture_of_depths->decode;
+  }
+  if (const auto& experts = layer.feed_forward.experts; experts.has_value()) {
+    text += "; experts " + std::to_string(experts->experts) + ", " + std::to_string(experts->per_token) + " per token";
+    if (experts->shared_inner > 0) text += " and one for all";
   }
   return text;
 }
