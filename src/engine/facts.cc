@@ -103,6 +103,20 @@ ContextCost context_cost(const Model& model, const StateOptions& options, int64_
   return cost;
 }
 
+// Rooms keep f16 rows where the blocks of the type asked for do not divide a head.
+std::string refused_cache_dtype(const Model& model, const StateOptions& options) {
+  const int64_t block = traits(options.cache_dtype).block_elements;
+  if (block == 1) return "";
+  size_t layers = 0;
+  const std::vector<StateLayout> layouts = model.state_layouts(options);
+  for (const StateLayout& layout : layouts) {
+    layers += std::ranges::any_of(layout.regions, [](const RegionSpec& region) { return region.dtype == DType::kF16; });
+  }
+  if (layers == 0) return "";
+  return std::to_string(layers) + " of " + std::to_string(layouts.size()) + " layers keep their context as f16: their heads are not whole blocks of " +
+         std::to_string(block) + ", which cache type " + std::string(dtype_name(options.cache_dtype)) + " needs";
+}
+
 ModelFacts model_facts(const ModelSource& source, const Model& model, const StateOptions& options) {
   const ModelConfig& config = source.config;
   const LayerConfig& first = config.layers.front();
@@ -136,6 +150,7 @@ ModelFacts model_facts(const ModelSource& source, const Model& model, const Stat
   facts.state_bytes_per_token =
       static_cast<double>(exact_state_bytes(model, options, 2 * kFar) - exact_state_bytes(model, options, kFar)) / kFar;
   facts.warnings = source.warnings;
+  if (const std::string refused = refused_cache_dtype(model, options); !refused.empty()) facts.warnings.push_back(refused);
   return facts;
 }
 

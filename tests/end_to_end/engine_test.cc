@@ -138,6 +138,15 @@ TEST(Engine, InspectAndCostAgreeWithTheLoadedModelWithoutReadingWeights) {
   EXPECT_EQ(facts->state_bytes_per_token, 3 * 2 * 2 * 16 * 2);   // layers, k and v, kv_heads, head_dim, f16
 }
 
+TEST(Engine, SaysWhenACacheTypeDoesNotFitTheHeads) {
+  TemporaryFolder folder;
+  const std::string path = tiny_file(folder);   // heads of 16
+  auto plain = Engine::inspect(path, DType::kF16), blocks = Engine::inspect(path, DType::kQ8_0);
+  ASSERT_TRUE(plain.ok() && blocks.ok());
+  EXPECT_EQ(blocks->warnings.size(), plain->warnings.size() + 1);
+  EXPECT_NE(blocks->warnings.back().find("3 of 3 layers keep their context as f16"), std::string::npos) << blocks->warnings.back();
+}
+
 TEST(Engine, QuantiseWritesFilesThatLoadAndReportsFallbacks) {
   TemporaryFolder folder;
   const std::string in = folder / "f32.gguf";
