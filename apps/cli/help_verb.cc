@@ -110,15 +110,25 @@ constexpr Verb kVerbs[] = {
      "The file says what to train, on what and how; docs/training.md explains every key. Weights, moments and the position in\n"
      "the data are saved every few minutes and at Ctrl-C; --resume continues bit for bit. The finished model is a folder that\n"
      "'quipu run' reads; report.html beside it shows the curves. 'mpirun -np 2 quipu train ...' spreads a batch over\n"
-     "processes. A first file:\n\n"
-     "[model]     config = \"model/config.json\"\n\n"
-     "[data]      train = [\"books/\"]   tokenizer = \"tokenizer.json\"   held_out_fraction = 0.02\n\n"
-     "[train]     steps = 2000   batch = 16   sequence = 512   (one key a line)\n\n"
-     "[output]    folder = \"out\"",
+     "processes.",
      "quipu train run.toml\n"
      "quipu train run.toml --resume --steps 4000\n"
      "quipu train run.toml --set optimizer.learning_rate=3e-4 --out out-slow --json\n"
-     "mpirun -np 2 quipu train run.toml",
+     "mpirun -np 2 quipu train run.toml\n"
+     "\n"
+     "# run.toml\n"
+     "[model]\n"
+     "config = \"config.json\"\n"
+     "[data]\n"
+     "train = [\"books/\"]\n"
+     "tokenizer = \"tokenizer.json\"\n"
+     "held_out_fraction = 0.02\n"
+     "[train]\n"
+     "steps = 2000\n"
+     "batch = 16\n"
+     "sequence = 512\n"
+     "[output]\n"
+     "folder = \"out\"",
      declare_train},
     {"tokenizer", "", "learn a vocabulary from text", "quipu tokenizer train FILES... --vocab-size N -o tokenizer.json",
      "Byte-level BPE: words are cut as GPT-2 or Llama 3 cut them, and the most frequent neighbours are joined until there are\n"

@@ -42,16 +42,24 @@ class Watcher final : public TrainProgramObserver {
     bar_.reset();
     plan_ = plan;
     if (silent_) return;
-    const auto line = [](const char* what, const std::string& text) { std::fprintf(stderr, "%-9s %s\n", what, text.c_str()); };
-    line("model", human_count(static_cast<double>(plan.parameters)) + " parameters, " + std::to_string(plan.layers) + " layers of " + std::to_string(plan.hidden));
+    const auto line = [](const char* what, const std::string& text) {
+      std::fprintf(stderr, "%-9s %s\n", what, text.c_str());
+    };
+    line("model", human_count(static_cast<double>(plan.parameters)) + " parameters, " + std::to_string(plan.layers) +
+                      " layers of " + std::to_string(plan.hidden));
     line("data", plan.data + (plan.held_out.empty() ? "; nothing held out" : "; held out: " + plan.held_out));
-    line("machine", plan.products + ", " + std::to_string(plan.threads) + " threads" + (plan.ranks > 1 ? ", " + std::to_string(plan.ranks) + " ranks" : "") +
-                        ", products reach " + human_operations(plan.roof_flops) + "/s");
-    line("memory", "about " + human_bytes(static_cast<double>(plan.peak_bytes)) + " at most: weights " + human_bytes(static_cast<double>(plan.weight_bytes)) +
-                       ", gradients " + human_bytes(static_cast<double>(plan.gradient_bytes)) + ", moments " +
-                       human_bytes(static_cast<double>(plan.moment_bytes)) + ", activations " + human_bytes(static_cast<double>(plan.activation_bytes)));
+    line("machine", plan.products + ", " + std::to_string(plan.threads) + " threads" +
+                        (plan.ranks > 1 ? ", " + std::to_string(plan.ranks) + " ranks" : "") + ", products reach " +
+                        human_operations(plan.roof_flops) + "/s");
+    line("memory", "about " + human_bytes(static_cast<double>(plan.peak_bytes)) + " at most: weights " +
+                       human_bytes(static_cast<double>(plan.weight_bytes)) + ", gradients " +
+                       human_bytes(static_cast<double>(plan.gradient_bytes)) + ", moments " +
+                       human_bytes(static_cast<double>(plan.moment_bytes)) + ", activations " +
+                       human_bytes(static_cast<double>(plan.activation_bytes)));
     line("run", std::to_string(plan.steps) + " steps of " + grouped_count(plan.tokens_per_step) + " tokens" +
-                    (plan.resumed_from.empty() ? "" : ", from step " + std::to_string(plan.first_step) + " on (" + printable(plan.resumed_from, 300) + ")"));
+                    (plan.resumed_from.empty() ? ""
+                                               : ", from step " + std::to_string(plan.first_step) + " on (" +
+                                                     printable(plan.resumed_from, 300) + ")"));
     line("files", printable(plan.folder, 300) + ": metrics.jsonl, report.html, checkpoints, model/");
     bar_ = make_bar("training", true);
   }
@@ -61,7 +69,8 @@ class Watcher final : public TrainProgramObserver {
     const double first = static_cast<double>(plan_.first_step * plan_.tokens_per_step);
     std::string note = text_f("step %lld  loss %.4f", static_cast<long long>(r.step), smooth_) + held_out_;
     if (r.roof_share > 0) note += text_f("  %.0f %% of roof", 100 * r.roof_share);
-    bar_->update(static_cast<double>(r.step * plan_.tokens_per_step) - first, static_cast<double>(r.steps * plan_.tokens_per_step) - first, note);
+    bar_->update(static_cast<double>(r.step * plan_.tokens_per_step) - first,
+                 static_cast<double>(r.steps * plan_.tokens_per_step) - first, note);
   }
   void evaluated(int64_t, const Evaluation& e) override {
     held_out_ = text_f("  held out %.4f", e.loss);
@@ -83,11 +92,22 @@ class Watcher final : public TrainProgramObserver {
 
 ordered_json outcome_json(const TrainOutcome& outcome) {
   const TrainSummary& s = outcome.summary;
-  ordered_json json = {{"step", s.step}, {"tokens", s.tokens}, {"loss", s.loss}, {"seconds", s.seconds}, {"tokens_per_second", s.tokens_per_second},
-                       {"stopped_early", s.stopped_early}, {"checkpoint", s.checkpoint}, {"model", outcome.model_folder},
-                       {"parameters", outcome.plan.parameters}, {"products", outcome.plan.products}, {"threads", outcome.plan.threads},
-                       {"ranks", outcome.plan.ranks}, {"roof_flops", outcome.plan.roof_flops}, {"resumed_from", outcome.plan.resumed_from},
-                       {"estimated_peak_bytes", outcome.plan.peak_bytes}, {"peak_bytes", outcome.peak_bytes}};
+  ordered_json json = {{"step", s.step},
+                       {"tokens", s.tokens},
+                       {"loss", s.loss},
+                       {"seconds", s.seconds},
+                       {"tokens_per_second", s.tokens_per_second},
+                       {"stopped_early", s.stopped_early},
+                       {"checkpoint", s.checkpoint},
+                       {"model", outcome.model_folder},
+                       {"parameters", outcome.plan.parameters},
+                       {"products", outcome.plan.products},
+                       {"threads", outcome.plan.threads},
+                       {"ranks", outcome.plan.ranks},
+                       {"roof_flops", outcome.plan.roof_flops},
+                       {"resumed_from", outcome.plan.resumed_from},
+                       {"estimated_peak_bytes", outcome.plan.peak_bytes},
+                       {"peak_bytes", outcome.peak_bytes}};
   if (s.evaluation.has_value()) {
     json["held_out"] = {{"loss", s.evaluation->loss}, {"tokens", s.evaluation->tokens}};
     if (s.evaluation->questions > 0) {
@@ -100,7 +120,8 @@ ordered_json outcome_json(const TrainOutcome& outcome) {
 }
 
 Result<void> run_training(const TrainFlags& flags) {
-  if (flags.config.empty()) return usage_error("train needs a configuration: quipu train CONFIG.toml; 'quipu help train' shows one");
+  if (flags.config.empty())
+    return usage_error("train needs a configuration: quipu train CONFIG.toml; 'quipu help train' shows one");
   if (flags.resume && flags.fresh) return usage_error("--resume and --fresh contradict each other");
   TrainRequest request;
   request.config = flags.config;
@@ -112,7 +133,8 @@ Result<void> run_training(const TrainFlags& flags) {
   if (!flags.folder.empty()) request.overrides.emplace_back("output.folder", ordered_json(flags.folder).dump());
   for (const std::string& setting : flags.settings) {
     const size_t equals = setting.find('=');
-    if (equals == std::string::npos) return usage_error("--set: expected SECTION.KEY=VALUE, found " + printable(setting));
+    if (equals == std::string::npos)
+      return usage_error("--set: expected SECTION.KEY=VALUE, found " + printable(setting));
     request.overrides.emplace_back(setting.substr(0, equals), setting.substr(equals + 1));
   }
   Watcher watcher(flags.json || flags.quiet);
@@ -122,15 +144,20 @@ Result<void> run_training(const TrainFlags& flags) {
   if (outcome->plan.rank != 0) return {};
   if (flags.json) return print_json(outcome_json(*outcome));
   const TrainSummary& s = outcome->summary;
-  std::string text = s.stopped_early ? "stopped after step " + std::to_string(s.step) + ", everything is saved; --resume goes on\n" : "";
-  text += text_f("%lld steps, %s tokens in %s, %.4g tok/s | loss %.4f", static_cast<long long>(s.step), grouped_count(s.tokens).c_str(),
-                 human_seconds(s.seconds).c_str(), s.tokens_per_second, s.loss);
+  std::string text = s.stopped_early
+                         ? "stopped after step " + std::to_string(s.step) + ", everything is saved; --resume goes on\n"
+                         : "";
+  text += text_f("%lld steps, %s tokens in %s, %.4g tok/s | loss %.4f", static_cast<long long>(s.step),
+                 grouped_count(s.tokens).c_str(), human_seconds(s.seconds).c_str(), s.tokens_per_second, s.loss);
   if (s.evaluation.has_value()) text += text_f(", held out %.4f", s.evaluation->loss);
   if (s.evaluation.has_value() && s.evaluation->questions > 0) {
-    text += text_f(", answers %.1f %% of tokens, %.1f %% whole", 100 * s.evaluation->answer_accuracy, 100 * s.evaluation->exact);
+    text += text_f(", answers %.1f %% of tokens, %.1f %% whole", 100 * s.evaluation->answer_accuracy,
+                   100 * s.evaluation->exact);
   }
-  text += " | peak memory " + human_bytes(static_cast<double>(outcome->peak_bytes)) + " (estimate " + human_bytes(static_cast<double>(outcome->plan.peak_bytes)) + ")\n";
-  text += "model: " + printable(outcome->model_folder, 400) + "   try: quipu run " + printable(outcome->model_folder, 400) + " --raw -p \"...\"\n";
+  text += " | peak memory " + human_bytes(static_cast<double>(outcome->peak_bytes)) + " (estimate " +
+          human_bytes(static_cast<double>(outcome->plan.peak_bytes)) + ")\n";
+  text += "model: " + printable(outcome->model_folder, 400) + "   try: quipu run " +
+          printable(outcome->model_folder, 400) + " --raw -p \"...\"\n";
   return print_text(text);
 }
 
@@ -138,7 +165,8 @@ Result<void> run_training(const TrainFlags& flags) {
 
 Action declare_train(CLI::App& app) {
   auto flags = std::make_shared<TrainFlags>();
-  app.add_option("CONFIG", flags->config, "the TOML file that says what to train, on what and how; see docs/training.md");
+  app.add_option("CONFIG", flags->config,
+                 "the TOML file that says what to train, on what and how; see docs/training.md");
   app.add_flag("--resume", flags->resume, "continue from the newest checkpoint, bit for bit");
   app.add_option("--checkpoint", flags->checkpoint, "continue from this checkpoint");
   app.add_flag("--fresh", flags->fresh, "start over, removing the checkpoints of an earlier run");
@@ -146,7 +174,9 @@ Action declare_train(CLI::App& app) {
   app.add_option("--seed", flags->seed, "instead of train.seed")->check(CLI::Range(int64_t{0}, INT64_MAX));
   app.add_option("-o,--out", flags->folder, "instead of output.folder");
   app.add_option("--set", flags->settings, "SECTION.KEY=VALUE: any other key of the file, again and again")
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)->expected(1)->allow_extra_args(false);
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->expected(1)
+      ->allow_extra_args(false);
   app.add_flag("--quiet", flags->quiet, "no bar");
   app.add_flag("--json", flags->json, "one JSON object on standard output at the end");
   return [flags] { return run_training(*flags); };

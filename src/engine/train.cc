@@ -74,12 +74,13 @@ int64_t segment_tokens(const ModelConfig& config) {
 
 struct Data {
   std::unique_ptr<SampleSource> training, held_out;
-  std::string tokenizer_json;          // empty: none is known
+  std::string tokenizer_json;  // empty: none is known
 };
 
 Result<Data> task_data(const RunConfig& run, int64_t segment) {
   Data out;
-  TaskOptions options{.sequence = run.train.sequence, .seed = run.train.seed, .held_out = false, .segment = segment, .file = run.file};
+  TaskOptions options{
+      .sequence = run.train.sequence, .seed = run.train.seed, .held_out = false, .segment = segment, .file = run.file};
   ASSIGN_OR_RETURN(std::unique_ptr<Task> task, make_task(run.data.task, run.data.task_settings, options));
   options.held_out = true;
   ASSIGN_OR_RETURN(std::unique_ptr<Task> held_out, make_task(run.data.task, run.data.task_settings, options));
@@ -111,7 +112,8 @@ Result<Data> corpus_data(const RunConfig& run, TrainProgramObserver& observer) {
     } else {
       ASSIGN_OR_RETURN(tokenizer, load_tokenizer_json(run.data.tokenizer));
       const bool folder = fs::is_directory(run.data.tokenizer);
-      ASSIGN_OR_RETURN(out.tokenizer_json, file_text(folder ? run.data.tokenizer + "/tokenizer.json" : run.data.tokenizer));
+      ASSIGN_OR_RETURN(out.tokenizer_json,
+                       file_text(folder ? run.data.tokenizer + "/tokenizer.json" : run.data.tokenizer));
     }
     options.tokenizer = tokenizer.get();
     ASSIGN_OR_RETURN(options.end_token, end_token(run.data, run.file, *tokenizer));
@@ -131,16 +133,19 @@ Result<Data> corpus_data(const RunConfig& run, TrainProgramObserver& observer) {
     ASSIGN_OR_RETURN(held_out, split_held_out(corpus, run.data.held_out_fraction, run.train.seed));
   }
   const bool evaluates = !held_out.documents.empty();
-  ASSIGN_OR_RETURN(out.training, CorpusSource::create(std::move(corpus), run.train.sequence, run.train.seed, run.file + ": data.train"));
+  ASSIGN_OR_RETURN(out.training, CorpusSource::create(std::move(corpus), run.train.sequence, run.train.seed,
+                                                      run.file + ": data.train"));
   if (evaluates) {
-    ASSIGN_OR_RETURN(out.held_out, CorpusSource::create(std::move(held_out), run.train.sequence, run.train.seed, run.file + ": what is held out"));
+    ASSIGN_OR_RETURN(out.held_out, CorpusSource::create(std::move(held_out), run.train.sequence, run.train.seed,
+                                                        run.file + ": what is held out"));
   } else if (!run.data.held_out.empty()) {
     return bad_input(run.file + ": data.held_out has no documents");
   }
   return out;
 }
 
-// What products reach here: the same operation training uses, on matrices that fit no cache of one core but are not small.
+// What products reach here: the same operation training uses, on matrices that fit no cache of one core but are not
+// small.
 double measure_product_roof(TrainingOps<float>& ops) {
   constexpr int64_t kRows = 1024, kSize = 1024;
   constexpr double kSeconds = 0.25;
@@ -152,7 +157,8 @@ double measure_product_roof(TrainingOps<float>& ops) {
   const double start = monotonic_seconds();
   while (monotonic_seconds() - start < kSeconds) {
     const double before = monotonic_seconds();
-    ops.matmul(MatrixView<float>(y.data(), kRows, kSize), MatrixView<const float>(x.data(), kRows, kSize), MatrixView<const float>(w.data(), kSize, kSize));
+    ops.matmul(MatrixView<float>(y.data(), kRows, kSize), MatrixView<const float>(x.data(), kRows, kSize),
+               MatrixView<const float>(w.data(), kSize, kSize));
     best = std::max(best, 2.0 * kRows * kSize * kSize / (monotonic_seconds() - before));
   }
   return best;
@@ -186,14 +192,16 @@ Result<void> write_text(const std::string& path, const std::string& text) {
   return file.commit();
 }
 
-Result<void> write_model_folder(const std::string& folder, const TrainableModel<float>& model, const ModelText& text, const Data& data) {
+Result<void> write_model_folder(const std::string& folder, const TrainableModel<float>& model, const ModelText& text,
+                                const Data& data) {
   RETURN_IF_ERROR(write_weights(folder, model));
   RETURN_IF_ERROR(write_text(folder + "/config.json", text.json));
   if (data.tokenizer_json.empty()) return {};
   return write_text(folder + "/tokenizer.json", data.tokenizer_json);
 }
 
-Result<TrainOutcome> train_as_rank(const TrainRequest& request, TrainProgramObserver& observer, const RunConfig& run, Ranks& ranks) {
+Result<TrainOutcome> train_as_rank(const TrainRequest& request, TrainProgramObserver& observer, const RunConfig& run,
+                                   Ranks& ranks) {
   TrainOutcome out;
   TrainPlan& plan = out.plan;
   ASSIGN_OR_RETURN(const ModelText text, read_model_text(run.model, run.file));
@@ -211,20 +219,26 @@ Result<TrainOutcome> train_as_rank(const TrainRequest& request, TrainProgramObse
 
   CpuTrainingOptions machine;
   ASSIGN_OR_RETURN(machine.isa, chosen_isa());
-  machine.threads = static_cast<int>(run.train.threads > 0 ? run.train.threads : std::max(available_cores() / ranks.size(), 1));
+  machine.threads =
+      static_cast<int>(run.train.threads > 0 ? run.train.threads : std::max(available_cores() / ranks.size(), 1));
   machine.precision = run.train.bfloat16 ? MatmulPrecision::kBfloat16 : MatmulPrecision::kFull;
   ASSIGN_OR_RETURN(const std::unique_ptr<TrainingOps<float>> ops, make_cpu_training_ops(machine));
   plan.roof_flops = measure_product_roof(*ops);
   const int64_t base_bytes = resident_bytes();
-  ASSIGN_OR_RETURN(const auto model, TrainableModel<float>::create(text.config, *ops, {.recompute = run.train.recompute}));
+  ASSIGN_OR_RETURN(const auto model,
+                   TrainableModel<float>::create(text.config, *ops, {.recompute = run.train.recompute}));
   if (run.model.init.empty()) {
     model->initialise(static_cast<uint64_t>(run.model.seed));
   } else {
     ASSIGN_OR_RETURN(const TensorFile weights, read_safetensors(run.model.init));
     RETURN_IF_ERROR(model->load(weights));
   }
-  const TrainerParts parts{.config = &run, .model = model.get(), .training = data.training.get(), .held_out = data.held_out.get(),
-                           .ranks = &ranks, .roof_flops = plan.roof_flops};
+  const TrainerParts parts{.config = &run,
+                           .model = model.get(),
+                           .training = data.training.get(),
+                           .held_out = data.held_out.get(),
+                           .ranks = &ranks,
+                           .roof_flops = plan.roof_flops};
   ASSIGN_OR_RETURN(const std::unique_ptr<Trainer> trainer, Trainer::create(parts));
   if (!plan.resumed_from.empty()) RETURN_IF_ERROR(trainer->resume(plan.resumed_from));
   if (request.fresh && ranks.rank() == 0) {

@@ -27,7 +27,8 @@ Result<TokenizerTrained> train_tokenizer(const TokenizerTraining& request,
       RETURN_IF_ERROR(trainer.add({reinterpret_cast<const char*>(part.data()), part.size()}));
       file->drop(part);
       out.bytes += part.size();
-      if (on_progress && !on_progress("reading", out.bytes, total)) return failed("interrupted; no vocabulary was written");
+      if (on_progress && !on_progress("reading", out.bytes, total))
+        return failed("interrupted; no vocabulary was written");
     }
     RETURN_IF_ERROR(trainer.end_text());
   }

@@ -22,7 +22,8 @@ struct TokenizerTrained {
   uint64_t bytes = 0;
 };
 // on_progress(stage, done, total): "reading" in bytes, "learning" in tokens; false stops.
-Result<TokenizerTrained> train_tokenizer(const TokenizerTraining& request,
-                                         const std::function<bool(const char* stage, uint64_t done, uint64_t total)>& on_progress);
+Result<TokenizerTrained> train_tokenizer(
+    const TokenizerTraining& request,
+    const std::function<bool(const char* stage, uint64_t done, uint64_t total)>& on_progress);
 
 }  // namespace quipu

@@ -21,7 +21,7 @@ constexpr char kGpt2Pattern[] = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[
 constexpr char kLlama3Pattern[] =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr size_t kBlockBytes = size_t{1} << 20;
-constexpr size_t kWordBytes = 4096;   // longer words (blobs) are counted in parts
+constexpr size_t kWordBytes = 4096;  // longer words (blobs) are counted in parts
 constexpr int64_t kMaxVocabulary = 1 << 20;
 
 using WordCounts = std::unordered_map<std::string, int64_t>;
@@ -62,13 +62,13 @@ uint64_t key_of(int32_t left, int32_t right) {
 
 struct Pair {
   int64_t count = 0;
-  std::vector<uint32_t> words;   // that held it once; may hold words that no longer do
+  std::vector<uint32_t> words;  // that held it once; may hold words that no longer do
 };
 
 struct Candidate {
   int64_t count;
   uint64_t key;
-  bool operator<(const Candidate& other) const {   // the best on top: highest count, then lowest ids
+  bool operator<(const Candidate& other) const {  // the best on top: highest count, then lowest ids
     return count != other.count ? count < other.count : key > other.key;
   }
 };
@@ -91,8 +91,8 @@ struct BpeTrainer::State {
   int64_t forgotten = 0, forget_below = 2;
   std::string pending;
 
-  std::vector<std::string> tokens;                        // raw bytes by id; special tokens as written
-  std::unordered_map<std::string, int32_t> id_of;         // without special tokens
+  std::vector<std::string> tokens;                 // raw bytes by id; special tokens as written
+  std::unordered_map<std::string, int32_t> id_of;  // without special tokens
   std::vector<std::pair<int32_t, int32_t>> merges;
 
   WordTokens words;
@@ -116,7 +116,8 @@ Result<void> BpeTrainer::State::count_block(std::string_view block) {
 
 void BpeTrainer::State::forget_rare() {
   while (static_cast<int64_t>(counts.size()) > options.max_words / 2) {
-    forgotten += static_cast<int64_t>(std::erase_if(counts, [this](const auto& entry) { return entry.second < forget_below; }));
+    forgotten +=
+        static_cast<int64_t>(std::erase_if(counts, [this](const auto& entry) { return entry.second < forget_below; }));
     if (static_cast<int64_t>(counts.size()) > options.max_words / 2) ++forget_below;
   }
 }
@@ -126,7 +127,8 @@ void BpeTrainer::State::make_alphabet() {
   const auto& alphabet = byte_alphabet();
   std::vector<int> order(256);
   for (int byte = 0; byte < 256; ++byte) order[static_cast<size_t>(byte)] = byte;
-  std::sort(order.begin(), order.end(), [&](int a, int b) { return alphabet[static_cast<size_t>(a)] < alphabet[static_cast<size_t>(b)]; });
+  std::sort(order.begin(), order.end(),
+            [&](int a, int b) { return alphabet[static_cast<size_t>(a)] < alphabet[static_cast<size_t>(b)]; });
   for (const int byte : order) {
     id_of[std::string(1, static_cast<char>(byte))] = static_cast<int32_t>(tokens.size());
     tokens.emplace_back(1, static_cast<char>(byte));
@@ -201,7 +203,7 @@ void BpeTrainer::State::join_in_words(uint64_t key, int32_t id) {
     }
     words.length[word] = length;
   }
-  pairs[key].count = 0;   // none is left; a later way to one of the two tokens starts anew
+  pairs[key].count = 0;  // none is left; a later way to one of the two tokens starts anew
   for (const uint64_t other : grown) {
     const int64_t count = pairs[other].count;
     if (count > 0) queue.push({count, other});
@@ -215,8 +217,9 @@ BpeTrainer::~BpeTrainer() = default;
 Result<BpeTrainer> BpeTrainer::create(BpeTrainingOptions options) {
   const int64_t least = 256 + static_cast<int64_t>(options.special_tokens.size());
   if (options.vocab_size < least || options.vocab_size > kMaxVocabulary) {
-    return usage_error("a vocabulary of " + std::to_string(options.vocab_size) + " tokens; expected " + std::to_string(least) +
-                       " (256 bytes and the special tokens) to " + std::to_string(kMaxVocabulary));
+    return usage_error("a vocabulary of " + std::to_string(options.vocab_size) + " tokens; expected " +
+                       std::to_string(least) + " (256 bytes and the special tokens) to " +
+                       std::to_string(kMaxVocabulary));
   }
   std::set<std::string> seen;
   for (const std::string& token : options.special_tokens) {
@@ -241,7 +244,7 @@ Result<void> BpeTrainer::add(std::string_view part) {
     part.remove_prefix(taken);
     if (pending.size() < kBlockBytes) continue;
     size_t cut = safe_cut(pending);
-    if (cut == 0 && pending.size() >= 4 * kBlockBytes) cut = whole_characters(pending);   // one endless line
+    if (cut == 0 && pending.size() >= 4 * kBlockBytes) cut = whole_characters(pending);  // one endless line
     if (cut == 0) continue;
     RETURN_IF_ERROR(state_->count_block(std::string_view(pending).substr(0, cut)));
     pending.erase(0, cut);
@@ -268,7 +271,7 @@ Result<void> BpeTrainer::learn(const std::function<bool(int64_t, int64_t)>& on_p
     const Candidate best = s.queue.top();
     s.queue.pop();
     const int64_t count = s.pairs[best.key].count;
-    if (count != best.count) {   // it changed since it was queued
+    if (count != best.count) {  // it changed since it was queued
       if (count > 0) s.queue.push({count, best.key});
       continue;
     }
@@ -277,7 +280,8 @@ Result<void> BpeTrainer::learn(const std::function<bool(int64_t, int64_t)>& on_p
     const int32_t id = s.joined(left, right);
     s.merges.emplace_back(left, right);
     s.join_in_words(best.key, id);
-    if (on_progress && s.merges.size() % 64 == 0 && !on_progress(static_cast<int64_t>(s.tokens.size()), s.options.vocab_size)) {
+    if (on_progress && s.merges.size() % 64 == 0 &&
+        !on_progress(static_cast<int64_t>(s.tokens.size()), s.options.vocab_size)) {
       return failed("interrupted; no vocabulary was written");
     }
   }
@@ -290,7 +294,8 @@ std::string BpeTrainer::tokenizer_json() const {
   const auto& alphabet = byte_alphabet();
   const auto written = [&](int32_t id) {
     std::string text;
-    for (const char byte : s.tokens[static_cast<size_t>(id)]) utf8_append(text, alphabet[static_cast<unsigned char>(byte)]);
+    for (const char byte : s.tokens[static_cast<size_t>(id)])
+      utf8_append(text, alphabet[static_cast<unsigned char>(byte)]);
     return text;
   };
   ordered_json added = ordered_json::array();
@@ -299,27 +304,48 @@ std::string BpeTrainer::tokenizer_json() const {
   for (int32_t id = 0; id < static_cast<int32_t>(s.tokens.size()); ++id) {
     const std::string text = id < specials ? s.tokens[static_cast<size_t>(id)] : written(id);
     if (id < specials) {
-      added.push_back({{"id", id}, {"content", text}, {"single_word", false}, {"lstrip", false}, {"rstrip", false},
-                       {"normalized", false}, {"special", true}});
+      added.push_back({{"id", id},
+                       {"content", text},
+                       {"single_word", false},
+                       {"lstrip", false},
+                       {"rstrip", false},
+                       {"normalized", false},
+                       {"special", true}});
     }
-    vocab.get_ref<ordered_json::object_t&>().emplace_back(text, id);   // ids are unique: no search for duplicates
+    vocab.get_ref<ordered_json::object_t&>().emplace_back(text, id);  // ids are unique: no search for duplicates
   }
   ordered_json merges = ordered_json::array();
   for (const auto& [left, right] : s.merges) merges.push_back(ordered_json::array({written(left), written(right)}));
-  const ordered_json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true},
+  const ordered_json byte_level = {{"type", "ByteLevel"},
+                                   {"add_prefix_space", false},
+                                   {"trim_offsets", true},
                                    {"use_regex", !s.options.llama3_pattern}};
   ordered_json pre_tokenizer = byte_level;
   if (s.options.llama3_pattern) {
-    const ordered_json split = {{"type", "Split"}, {"pattern", {{"Regex", kLlama3Pattern}}}, {"behavior", "Isolated"}, {"invert", false}};
+    const ordered_json split = {
+        {"type", "Split"}, {"pattern", {{"Regex", kLlama3Pattern}}}, {"behavior", "Isolated"}, {"invert", false}};
     pre_tokenizer = {{"type", "Sequence"}, {"pretokenizers", ordered_json::array({split, byte_level})}};
   }
-  const ordered_json model = {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr}, {"continuing_subword_prefix", nullptr},
-                              {"end_of_word_suffix", nullptr}, {"fuse_unk", false}, {"byte_fallback", false},
-                              {"ignore_merges", false}, {"vocab", std::move(vocab)}, {"merges", std::move(merges)}};
-  const ordered_json root = {{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}, {"added_tokens", added},
-                             {"normalizer", nullptr}, {"pre_tokenizer", pre_tokenizer}, {"post_processor", nullptr},
-                             {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
-                             {"model", model}};
+  const ordered_json model = {{"type", "BPE"},
+                              {"dropout", nullptr},
+                              {"unk_token", nullptr},
+                              {"continuing_subword_prefix", nullptr},
+                              {"end_of_word_suffix", nullptr},
+                              {"fuse_unk", false},
+                              {"byte_fallback", false},
+                              {"ignore_merges", false},
+                              {"vocab", std::move(vocab)},
+                              {"merges", std::move(merges)}};
+  const ordered_json root = {
+      {"version", "1.0"},
+      {"truncation", nullptr},
+      {"padding", nullptr},
+      {"added_tokens", added},
+      {"normalizer", nullptr},
+      {"pre_tokenizer", pre_tokenizer},
+      {"post_processor", nullptr},
+      {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
+      {"model", model}};
   return root.dump(1, ' ', false, ordered_json::error_handler_t::strict) + "\n";
 }
 

@@ -70,7 +70,7 @@ TEST(BpeTrainer, LongTextsInManyBlocksCountAsOneWouldExpect) {
   std::string line = golden()["text"], many;
   while (many.size() < (5u << 20)) many += "cords and knots, knots and cords 12 34\n";
   const json ours = json::parse(learnt(many, {.vocab_size = 280}));
-  EXPECT_EQ(ours["model"]["vocab"].size(), 274u);   // as Hugging Face finds in the same text
+  EXPECT_EQ(ours["model"]["vocab"].size(), 274u);  // as Hugging Face finds in the same text
   auto tokenizer = parse_tokenizer_json(ours.dump());
   EXPECT_EQ((*tokenizer)->encode("cords and knots", {.add_special = false})->size(), 3u);
 }
@@ -80,7 +80,7 @@ TEST(BpeTrainer, ATextWithFewPairsGivesASmallerVocabulary) {
   ASSERT_TRUE(trainer->add("ab ab ab").ok());
   ASSERT_TRUE(trainer->end_text().ok());
   ASSERT_TRUE(trainer->learn({}).ok());
-  EXPECT_EQ(trainer->vocabulary(), 257 + 2);   // "ab", " ab"
+  EXPECT_EQ(trainer->vocabulary(), 257 + 2);  // "ab", " ab"
 }
 
 TEST(BpeTrainer, ForgetsTheRarestWordsWhenThereAreTooMany) {

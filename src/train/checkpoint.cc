@@ -21,7 +21,7 @@ constexpr char kPrefix[] = "checkpoint-", kSuffix[] = ".safetensors";
 
 struct Part {
   const char* prefix;
-  std::span<float> values;       // flat, like the model's weights
+  std::span<float> values;  // flat, like the model's weights
 };
 
 std::vector<Part> parts_of(const TrainableModel<float>& model, const Optimizer& optimizer) {
@@ -65,8 +65,8 @@ std::string text_of(const TensorFile& file, const char* key) {
 
 }  // namespace
 
-Result<std::string> write_checkpoint(const std::string& folder, const TrainableModel<float>& model, const Optimizer& optimizer,
-                                     const CheckpointState& state, int64_t keep) {
+Result<std::string> write_checkpoint(const std::string& folder, const TrainableModel<float>& model,
+                                     const Optimizer& optimizer, const CheckpointState& state, int64_t keep) {
   RETURN_IF_ERROR(make_folder(folder));
   const std::vector<Part> parts = parts_of(model, optimizer);
   const std::vector<SafetensorsTensor> tensors = tensors_of(model, parts);
@@ -74,9 +74,15 @@ Result<std::string> write_checkpoint(const std::string& folder, const TrainableM
   for (const SafetensorsTensor& tensor : tensors) hash.add(tensor.view.bytes);
   char seconds[64];
   std::snprintf(seconds, sizeof seconds, "%.3f", state.seconds);
-  const TensorFile::TextMap metadata = {{"kind", kKind}, {"step", std::to_string(state.step)}, {"samples", std::to_string(state.samples)},
-                                        {"tokens", std::to_string(state.tokens)}, {"seconds", seconds}, {"seed", std::to_string(state.seed)},
-                                        {"model", state.model}, {"data", state.data}, {"hash", hash.result().text()}};
+  const TensorFile::TextMap metadata = {{"kind", kKind},
+                                        {"step", std::to_string(state.step)},
+                                        {"samples", std::to_string(state.samples)},
+                                        {"tokens", std::to_string(state.tokens)},
+                                        {"seconds", seconds},
+                                        {"seed", std::to_string(state.seed)},
+                                        {"model", state.model},
+                                        {"data", state.data},
+                                        {"hash", hash.result().text()}};
   char name[64];
   std::snprintf(name, sizeof name, "%s%08lld%s", kPrefix, static_cast<long long>(state.step), kSuffix);
   const std::string path = folder + "/" + name;
@@ -95,7 +101,8 @@ void remove_unfinished(const std::string& folder) {
   for (const auto& entry : fs::recursive_directory_iterator(folder, code)) {
     // AtomicFile's names: "<file>.XXXXXX.tmp".
     const std::string name = entry.path().filename().string();
-    if (entry.path().extension() == ".tmp" && (name.starts_with(kPrefix) || name.starts_with("model.safetensors.") || name.starts_with("report.html."))) {
+    if (entry.path().extension() == ".tmp" &&
+        (name.starts_with(kPrefix) || name.starts_with("model.safetensors.") || name.starts_with("report.html."))) {
       stale.push_back(entry.path());
     }
   }
@@ -108,7 +115,8 @@ std::vector<std::string> find_checkpoints(const std::string& folder) {
   for (const auto& entry : fs::directory_iterator(folder, code)) {
     const std::string name = entry.path().filename().string();
     if (!name.starts_with(kPrefix) || !name.ends_with(kSuffix)) continue;
-    const std::string digits = name.substr(std::strlen(kPrefix), name.size() - std::strlen(kPrefix) - std::strlen(kSuffix));
+    const std::string digits =
+        name.substr(std::strlen(kPrefix), name.size() - std::strlen(kPrefix) - std::strlen(kSuffix));
     int64_t step = 0;
     const auto [end, wrong] = std::from_chars(digits.data(), digits.data() + digits.size(), step);
     if (wrong == std::errc() && end == digits.data() + digits.size()) found.emplace_back(step, folder + "/" + name);
@@ -121,7 +129,9 @@ std::vector<std::string> find_checkpoints(const std::string& folder) {
 
 Result<CheckpointState> read_checkpoint(const std::string& path, TrainableModel<float>& model, Optimizer& optimizer) {
   ASSIGN_OR_RETURN(const TensorFile file, read_safetensors(path));
-  if (text_of(file, "kind") != kKind) return bad_input(path + ": is no checkpoint: its kind is '" + printable(text_of(file, "kind")) + "', expected '" + kKind + "'");
+  if (text_of(file, "kind") != kKind)
+    return bad_input(path + ": is no checkpoint: its kind is '" + printable(text_of(file, "kind")) + "', expected '" +
+                     kKind + "'");
   CheckpointState state;
   ASSIGN_OR_RETURN(state.step, number<int64_t>(file, path, "step"));
   ASSIGN_OR_RETURN(state.samples, number<int64_t>(file, path, "samples"));
@@ -138,13 +148,14 @@ Result<CheckpointState> read_checkpoint(const std::string& path, TrainableModel<
     const NamedTensor* found = file.find(tensor.name);
     if (found == nullptr) return bad_input(path + ": has no tensor " + tensor.name + "; it belongs to another model");
     if (found->view.dtype != DType::kF32 || found->view.shape != tensor.view.shape) {
-      return bad_input(path + ": tensor " + tensor.name + " is " + std::string(dtype_name(found->view.dtype)) + " " + shape_text(found->view.shape) +
-                       ", expected f32 " + shape_text(tensor.view.shape));
+      return bad_input(path + ": tensor " + tensor.name + " is " + std::string(dtype_name(found->view.dtype)) + " " +
+                       shape_text(found->view.shape) + ", expected f32 " + shape_text(tensor.view.shape));
     }
     hash.add(found->view.bytes);
   }
   if (file.tensors().size() != wanted.size()) {
-    return bad_input(path + ": has " + std::to_string(file.tensors().size()) + " tensors, expected " + std::to_string(wanted.size()) + "; it belongs to another model");
+    return bad_input(path + ": has " + std::to_string(file.tensors().size()) + " tensors, expected " +
+                     std::to_string(wanted.size()) + "; it belongs to another model");
   }
   if (hash.result().text() != text_of(file, "hash")) {
     return bad_input(path + ": the checkpoint is damaged: its tensors do not have the hash it was written with");
@@ -160,7 +171,8 @@ Result<CheckpointState> read_checkpoint(const std::string& path, TrainableModel<
 
 Result<void> write_weights(const std::string& folder, const TrainableModel<float>& model) {
   RETURN_IF_ERROR(make_folder(folder));
-  return write_safetensors(folder + "/model.safetensors", tensors_of(model, {{"", model.weights()}}), {{"format", "pt"}});
+  return write_safetensors(folder + "/model.safetensors", tensors_of(model, {{"", model.weights()}}),
+                           {{"format", "pt"}});
 }
 
 }  // namespace quipu

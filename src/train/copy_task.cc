@@ -9,16 +9,19 @@ enum Stream : uint64_t { kTrain = 0x636f7079, kHeldOut = 0x636f7068 };
 
 class CopyTask final : public Task {
  public:
-  CopyTask(const TaskOptions& options, int64_t letters, int64_t alphabet) : options_(options), letters_(letters), alphabet_(alphabet) {}
+  CopyTask(const TaskOptions& options, int64_t letters, int64_t alphabet)
+      : options_(options), letters_(letters), alphabet_(alphabet) {}
 
   // As many questions "abcd=abcd\n" as fit, each a sequence of its own.
   TrainSample sample(int64_t index, double) const override {
-    RandomStream random(mix64(static_cast<uint64_t>(options_.seed)) ^ static_cast<uint64_t>(index), options_.held_out ? kHeldOut : kTrain);
+    RandomStream random(mix64(static_cast<uint64_t>(options_.seed)) ^ static_cast<uint64_t>(index),
+                        options_.held_out ? kHeldOut : kTrain);
     TrainSample out;
     const int64_t rows = 2 * letters_ + 1;
     while (out.rows() + rows <= options_.sequence) {
       std::string text;
-      for (int64_t i = 0; i < letters_; ++i) text += static_cast<char>('a' + random.below(static_cast<uint64_t>(alphabet_)));
+      for (int64_t i = 0; i < letters_; ++i)
+        text += static_cast<char>('a' + random.below(static_cast<uint64_t>(alphabet_)));
       text += "=" + text + "\n";
       for (int64_t i = 0; i < rows; ++i) {
         const bool answer = i >= letters_ && i < 2 * letters_;
@@ -33,7 +36,9 @@ class CopyTask final : public Task {
     return out;
   }
   int64_t vocabulary() const override { return 257; }
-  std::string description() const override { return "task copy, " + std::to_string(letters_) + " letters of " + std::to_string(alphabet_); }
+  std::string description() const override {
+    return "task copy, " + std::to_string(letters_) + " letters of " + std::to_string(alphabet_);
+  }
   std::string tokenizer_json() const override { return word_tokenizer_json({}); }
 
  private:
@@ -49,7 +54,8 @@ Result<std::unique_ptr<Task>> make_copy_task(SettingsReader settings, const Task
   RETURN_IF_ERROR(settings.whole(alphabet, "alphabet", 2, 26));
   RETURN_IF_ERROR(settings.nothing_else());
   if (2 * letters + 1 > options.sequence) {
-    return settings.wrong("letters", "needs sequences of " + std::to_string(2 * letters + 1) + " tokens; train.sequence is " + std::to_string(options.sequence));
+    return settings.wrong("letters", "needs sequences of " + std::to_string(2 * letters + 1) +
+                                         " tokens; train.sequence is " + std::to_string(options.sequence));
   }
   return std::unique_ptr<Task>(std::make_unique<CopyTask>(options, letters, alphabet));
 }

@@ -14,7 +14,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kEncodeBytes = size_t{8} << 20;   // text encoded at once
+constexpr size_t kEncodeBytes = size_t{8} << 20;  // text encoded at once
 constexpr size_t kMaxFiles = 10'000'000;
 enum Stream : uint64_t { kDocumentOrder = 0x646f63, kRowOrder = 0x726f77, kHeldOut = 0x68656c };
 
@@ -53,7 +53,8 @@ Result<std::vector<TextFile>> files_of(const std::string& path, const std::vecto
     if (std::find(extensions.begin(), extensions.end(), extension) == extensions.end()) continue;
     ASSIGN_OR_RETURN(TextFile one, text_file(at->path()));
     out.push_back(std::move(one));
-    if (out.size() > kMaxFiles) return bad_input(printable(path, 400) + ": more than " + std::to_string(kMaxFiles) + " files");
+    if (out.size() > kMaxFiles)
+      return bad_input(printable(path, 400) + ": more than " + std::to_string(kMaxFiles) + " files");
   }
   if (code) return bad_input(printable(path, 400) + ": " + code.message());
   std::sort(out.begin(), out.end(), [](const TextFile& a, const TextFile& b) { return a.path < b.path; });
@@ -68,8 +69,8 @@ Result<std::vector<TextFile>> files_of(const std::string& path, const std::vecto
 std::string cache_path(const std::string& given, const std::vector<TextFile>& files, const TokeniseOptions& options) {
   Hasher128 hash;
   std::ostringstream key;
-  key << "1 " << options.tokenizer->fingerprint() << " " << options.end_token << " " << options.document_separator.size() << " "
-      << options.document_separator << "\n";
+  key << "1 " << options.tokenizer->fingerprint() << " " << options.end_token << " "
+      << options.document_separator.size() << " " << options.document_separator << "\n";
   for (const TextFile& file : files) key << file.path << " " << file.bytes << " " << file.time << "\n";
   hash.add(key.str());
   std::string name = fs::path(given).lexically_normal().filename().string();
@@ -79,7 +80,8 @@ std::string cache_path(const std::string& given, const std::vector<TextFile>& fi
 
 class Tokeniser {
  public:
-  Tokeniser(TokenFileWriter& writer, const TokeniseOptions& options, uint64_t total) : writer_(writer), options_(options), total_(total) {}
+  Tokeniser(TokenFileWriter& writer, const TokeniseOptions& options, uint64_t total)
+      : writer_(writer), options_(options), total_(total) {}
 
   Result<void> file(const TextFile& file) {
     ASSIGN_OR_RETURN(const auto mapped, MappedFile::open(file.path));
@@ -100,16 +102,19 @@ class Tokeniser {
     bool any = false;
     while (!text.empty()) {
       size_t part = std::min(text.size(), kEncodeBytes);
-      if (part < text.size()) {   // behind a line, where no word goes on
+      if (part < text.size()) {  // behind a line, where no word goes on
         const size_t line = text.rfind('\n', part - 1);
         if (line != std::string_view::npos && line + 1 > kEncodeBytes / 2) part = line + 1;
       }
-      ASSIGN_OR_RETURN(const std::vector<int32_t> ids, options_.tokenizer->encode(text.substr(0, part), {.add_special = false, .parse_special = false}));
+      ASSIGN_OR_RETURN(
+          const std::vector<int32_t> ids,
+          options_.tokenizer->encode(text.substr(0, part), {.add_special = false, .parse_special = false}));
       RETURN_IF_ERROR(writer_.append(ids));
       any = any || !ids.empty();
       done_ += part;
       text.remove_prefix(part);
-      if (options_.on_progress && !options_.on_progress(done_, total_)) return failed("interrupted while tokenising; nothing was written");
+      if (options_.on_progress && !options_.on_progress(done_, total_))
+        return failed("interrupted while tokenising; nothing was written");
     }
     if (any && options_.end_token >= 0) RETURN_IF_ERROR(writer_.append({&options_.end_token, 1}));
     writer_.end_document();
@@ -123,20 +128,22 @@ class Tokeniser {
 
 Result<TokenFile> tokenised(const std::string& path, const TokeniseOptions& options) {
   if (options.tokenizer == nullptr) {
-    return bad_input(printable(path, 400) + ": is text, and data.tokenizer is missing: the path of a tokenizer.json, or \"bytes\"");
+    return bad_input(printable(path, 400) +
+                     ": is text, and data.tokenizer is missing: the path of a tokenizer.json, or \"bytes\"");
   }
   ASSIGN_OR_RETURN(const std::vector<TextFile> files, files_of(path, options.extensions));
   const std::string cached = cache_path(path, files, options);
   if (std::error_code code; fs::exists(cached, code)) {
     Result<TokenFile> there = TokenFile::open(cached);
-    if (there.ok()) return there;   // a damaged one is made anew
+    if (there.ok()) return there;  // a damaged one is made anew
   }
   std::error_code code;
   fs::create_directories(options.cache, code);
   if (code) return failed(printable(options.cache, 400) + ": cannot make the folder: " + code.message());
   uint64_t total = 0;
   for (const TextFile& file : files) total += file.bytes;
-  ASSIGN_OR_RETURN(TokenFileWriter writer, TokenFileWriter::create(cached, {options.tokenizer->vocab_size(), options.tokenizer->fingerprint()}));
+  ASSIGN_OR_RETURN(TokenFileWriter writer, TokenFileWriter::create(cached, {options.tokenizer->vocab_size(),
+                                                                            options.tokenizer->fingerprint()}));
   Tokeniser tokeniser(writer, options, total);
   for (const TextFile& file : files) RETURN_IF_ERROR(tokeniser.file(file));
   RETURN_IF_ERROR(writer.commit());
@@ -170,7 +177,8 @@ Result<Corpus> open_corpus(const std::vector<std::string>& paths, const Tokenise
       return bad_input(printable(path, 400) + ": was made with another tokenizer than data.tokenizer");
     }
     const int32_t index = static_cast<int32_t>(corpus.files.size());
-    for (int64_t d = 0; d < file.documents(); ++d) corpus.documents.push_back({index, file.document_begin(d), file.document_end(d)});
+    for (int64_t d = 0; d < file.documents(); ++d)
+      corpus.documents.push_back({index, file.document_begin(d), file.document_end(d)});
     corpus.files.push_back(std::move(file));
   }
   if (corpus.documents.size() > INT32_MAX) return bad_input("the corpus has more than 2^31 documents");
@@ -186,7 +194,8 @@ Result<Corpus> split_held_out(Corpus& corpus, double fraction, int64_t seed) {
   std::vector<size_t> order(count);
   std::iota(order.begin(), order.end(), size_t{0});
   shuffle(order, RandomStream(static_cast<uint64_t>(seed), kHeldOut));
-  const size_t wanted = std::clamp<size_t>(static_cast<size_t>(std::llround(fraction * static_cast<double>(count))), 1, count - 1);
+  const size_t wanted =
+      std::clamp<size_t>(static_cast<size_t>(std::llround(fraction * static_cast<double>(count))), 1, count - 1);
   std::vector<bool> out(count, false);
   for (size_t i = 0; i < wanted; ++i) out[order[i]] = true;
   Corpus held{corpus.files, {}};
@@ -196,15 +205,17 @@ Result<Corpus> split_held_out(Corpus& corpus, double fraction, int64_t seed) {
   return held;
 }
 
-Result<std::unique_ptr<CorpusSource>> CorpusSource::create(Corpus corpus, int64_t sequence, int64_t seed, const std::string& what) {
+Result<std::unique_ptr<CorpusSource>> CorpusSource::create(Corpus corpus, int64_t sequence, int64_t seed,
+                                                           const std::string& what) {
   const int64_t tokens = corpus.tokens();
   if (tokens < sequence) {
-    return bad_input(what + ": the corpus has " + std::to_string(tokens) + " tokens, fewer than one sequence (train.sequence is " +
-                     std::to_string(sequence) + ")");
+    return bad_input(what + ": the corpus has " + std::to_string(tokens) +
+                     " tokens, fewer than one sequence (train.sequence is " + std::to_string(sequence) + ")");
   }
   std::unique_ptr<CorpusSource> source(new CorpusSource(std::move(corpus), sequence, seed));
   source->rows_ = tokens / sequence;
-  for (const TokenFile& file : source->corpus_.files) source->vocabulary_ = std::max(source->vocabulary_, file.facts().vocabulary);
+  for (const TokenFile& file : source->corpus_.files)
+    source->vocabulary_ = std::max(source->vocabulary_, file.facts().vocabulary);
   return source;
 }
 
@@ -217,7 +228,8 @@ void CorpusSource::lay_out(int64_t epoch) const {
   shuffle(epoch_.documents, RandomStream(seed, kDocumentOrder));
   epoch_.ends.clear();
   int64_t end = 0;
-  for (const int32_t document : epoch_.documents) epoch_.ends.push_back(end += corpus_.documents[static_cast<size_t>(document)].tokens());
+  for (const int32_t document : epoch_.documents)
+    epoch_.ends.push_back(end += corpus_.documents[static_cast<size_t>(document)].tokens());
   epoch_.rows.resize(static_cast<size_t>(rows_));
   std::iota(epoch_.rows.begin(), epoch_.rows.end(), int64_t{0});
   shuffle(epoch_.rows, RandomStream(seed, kRowOrder));
@@ -229,7 +241,8 @@ TrainSample CorpusSource::sample(int64_t index, double) const {
   out.tokens.reserve(static_cast<size_t>(sequence_));
   out.targets.reserve(static_cast<size_t>(sequence_));
   int64_t at = epoch_.rows[static_cast<size_t>(index % rows_)] * sequence_;
-  size_t place = static_cast<size_t>(std::upper_bound(epoch_.ends.begin(), epoch_.ends.end(), at) - epoch_.ends.begin());
+  size_t place =
+      static_cast<size_t>(std::upper_bound(epoch_.ends.begin(), epoch_.ends.end(), at) - epoch_.ends.begin());
   int64_t left = sequence_;
   while (left > 0) {
     const Document& document = corpus_.documents[static_cast<size_t>(epoch_.documents[place])];
@@ -250,7 +263,8 @@ TrainSample CorpusSource::sample(int64_t index, double) const {
 }
 
 std::string CorpusSource::description() const {
-  return "corpus of " + std::to_string(corpus_.documents.size()) + " documents, " + std::to_string(corpus_.tokens()) + " tokens";
+  return "corpus of " + std::to_string(corpus_.documents.size()) + " documents, " + std::to_string(corpus_.tokens()) +
+         " tokens";
 }
 
 }  // namespace quipu

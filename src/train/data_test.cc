@@ -25,7 +25,9 @@ using testing::HasSubstr;
 
 class Data : public testing::Test {
  protected:
-  Data() : folder_(fs::temp_directory_path() / ("quipu-data-" + std::to_string(getpid()) + "-" + testing::UnitTest::GetInstance()->current_test_info()->name())) {
+  Data()
+      : folder_(fs::temp_directory_path() / ("quipu-data-" + std::to_string(getpid()) + "-" +
+                                             testing::UnitTest::GetInstance()->current_test_info()->name())) {
     fs::create_directories(folder_);
   }
   ~Data() override { fs::remove_all(folder_); }
@@ -35,7 +37,8 @@ class Data : public testing::Test {
     std::ofstream(path(name), std::ios::binary) << text;
     return path(name);
   }
-  std::string tokens(const std::string& name, const std::vector<std::vector<int32_t>>& documents, int64_t vocabulary) const {
+  std::string tokens(const std::string& name, const std::vector<std::vector<int32_t>>& documents,
+                     int64_t vocabulary) const {
     auto writer = TokenFileWriter::create(path(name), {vocabulary, 0});
     EXPECT_TRUE(writer.ok());
     for (const auto& document : documents) {
@@ -133,7 +136,9 @@ TEST_F(Data, EpochsHaveTheirOwnOrderAndSamplesAreFunctionsOfTheirNumber) {
   std::vector<std::vector<int32_t>> documents(50);
   for (int32_t d = 0; d < 50; ++d) documents[static_cast<size_t>(d)].assign(8, d);
   const std::string file = tokens("a", documents, 100);
-  const auto make = [&](int64_t seed) { return std::move(CorpusSource::create(std::move(open_corpus({file}, {})).value(), 8, seed, "a")).value(); };
+  const auto make = [&](int64_t seed) {
+    return std::move(CorpusSource::create(std::move(open_corpus({file}, {})).value(), 8, seed, "a")).value();
+  };
   const auto order = [](const SampleSource& source, int64_t epoch) {
     std::vector<int32_t> out;
     for (int64_t i = 0; i < 50; ++i) out.push_back(source.sample(50 * epoch + i, 0).tokens[0]);
@@ -147,8 +152,11 @@ TEST_F(Data, EpochsHaveTheirOwnOrderAndSamplesAreFunctionsOfTheirNumber) {
 }
 
 TEST_F(Data, ACorpusShorterThanASequenceSaysSo) {
-  auto source = CorpusSource::create(std::move(open_corpus({tokens("a", {{1, 2, 3}}, 100)}, {})).value(), 4, 7, "run.toml: data.train");
-  EXPECT_THAT(source.error().message, HasSubstr("run.toml: data.train: the corpus has 3 tokens, fewer than one sequence (train.sequence is 4)"));
+  auto source = CorpusSource::create(std::move(open_corpus({tokens("a", {{1, 2, 3}}, 100)}, {})).value(), 4, 7,
+                                     "run.toml: data.train");
+  EXPECT_THAT(
+      source.error().message,
+      HasSubstr("run.toml: data.train: the corpus has 3 tokens, fewer than one sequence (train.sequence is 4)"));
 }
 
 TEST_F(Data, HeldOutDocumentsAreNotTrainedOn) {
@@ -171,7 +179,12 @@ TEST_F(Data, TextsAreTokenisedOnceAndAnewWhenTheyChange) {
   write("texts/ignored.bin", "nothing");
   const auto tokenizer = byte_tokenizer();
   int calls = 0;
-  TokeniseOptions options{.tokenizer = tokenizer.get(), .end_token = 256, .document_separator = "||", .extensions = {".txt", ".md"}, .cache = path("cache"), .on_progress = {}};
+  TokeniseOptions options{.tokenizer = tokenizer.get(),
+                          .end_token = 256,
+                          .document_separator = "||",
+                          .extensions = {".txt", ".md"},
+                          .cache = path("cache"),
+                          .on_progress = {}};
   options.on_progress = [&](uint64_t, uint64_t) { return ++calls > 0; };
   auto corpus = open_corpus({path("texts")}, options);
   ASSERT_TRUE(corpus.ok()) << corpus.error().message;
@@ -198,7 +211,12 @@ TEST_F(Data, TextsAreTokenisedOnceAndAnewWhenTheyChange) {
 
 TEST_F(Data, WhatIsNotThereIsNamed) {
   const auto tokenizer = byte_tokenizer();
-  TokeniseOptions options{.tokenizer = tokenizer.get(), .end_token = -1, .document_separator = "", .extensions = {".txt"}, .cache = path("cache"), .on_progress = {}};
+  TokeniseOptions options{.tokenizer = tokenizer.get(),
+                          .end_token = -1,
+                          .document_separator = "",
+                          .extensions = {".txt"},
+                          .cache = path("cache"),
+                          .on_progress = {}};
   EXPECT_THAT(open_corpus({path("nothing.txt")}, options).error().message, HasSubstr("nothing.txt"));
   fs::create_directories(path("empty"));
   EXPECT_THAT(open_corpus({path("empty")}, options).error().message, HasSubstr("the folder has no files named .txt"));
@@ -210,15 +228,21 @@ TaskSettings settings(std::map<std::string, TaskSettings::Value> values) { retur
 
 TEST(Tasks, WrongSettingsAreNamedWithTheirLine) {
   const TaskOptions options{.sequence = 64, .seed = 1, .held_out = false, .segment = 0, .file = "a.toml"};
-  EXPECT_THAT(make_task("kopy", {}, options).error().message, HasSubstr("there is no task kopy; there are copy, passkey"));
-  EXPECT_THAT(make_task("copy", settings({{"leters", {int64_t{3}, 9}}}), options).error().message, AllOf(HasSubstr("a.toml:9: data.copy.leters is unknown"), HasSubstr("letters")));
-  EXPECT_THAT(make_task("copy", settings({{"letters", {int64_t{0}, 9}}}), options).error().message, HasSubstr("data.copy.letters expected a whole number from 1"));
-  EXPECT_THAT(make_task("copy", settings({{"letters", {int64_t{40}, 9}}}), options).error().message, HasSubstr("needs sequences of 81 tokens"));
+  EXPECT_THAT(make_task("kopy", {}, options).error().message,
+              HasSubstr("there is no task kopy; there are copy, passkey"));
+  EXPECT_THAT(make_task("copy", settings({{"leters", {int64_t{3}, 9}}}), options).error().message,
+              AllOf(HasSubstr("a.toml:9: data.copy.leters is unknown"), HasSubstr("letters")));
+  EXPECT_THAT(make_task("copy", settings({{"letters", {int64_t{0}, 9}}}), options).error().message,
+              HasSubstr("data.copy.letters expected a whole number from 1"));
+  EXPECT_THAT(make_task("copy", settings({{"letters", {int64_t{40}, 9}}}), options).error().message,
+              HasSubstr("needs sequences of 81 tokens"));
   EXPECT_THAT(make_task("passkey", {}, options).error().message, HasSubstr("shorter than a passkey question"));
   TaskOptions longer = options;
   longer.sequence = 512;
-  EXPECT_THAT(make_task("passkey", settings({{"vocabulary", {std::string("letters"), 2}}}), longer).error().message, HasSubstr("\"words\", \"bytes\""));
-  EXPECT_THAT(make_task("passkey", settings({{"repeat_max", {int64_t{10}, 2}}}), longer).error().message, HasSubstr("segment by segment"));
+  EXPECT_THAT(make_task("passkey", settings({{"vocabulary", {std::string("letters"), 2}}}), longer).error().message,
+              HasSubstr("\"words\", \"bytes\""));
+  EXPECT_THAT(make_task("passkey", settings({{"repeat_max", {int64_t{10}, 2}}}), longer).error().message,
+              HasSubstr("segment by segment"));
 }
 
 TEST(Tasks, CopyAsksForWhatItShowed) {
@@ -244,9 +268,11 @@ TEST_P(Passkey, TheTextEncodesToTheSamplesOwnTokens) {
     ASSERT_EQ(static_cast<int64_t>(q.tokens.size()), length + 1);
     const std::string written = text->tokenizer().decode(q.tokens);
     EXPECT_EQ(*text->tokenizer().encode(written, {.add_special = false}), q.tokens);
-    EXPECT_THAT(written, HasSubstr(" The pass key is " + q.digits + ". Remember it. " + q.digits + " is the pass key."));
+    EXPECT_THAT(written,
+                HasSubstr(" The pass key is " + q.digits + ". Remember it. " + q.digits + " is the pass key."));
     EXPECT_TRUE(written.ends_with(" What is the pass key? The pass key is " + q.digits)) << written;
-    const std::string answer = text->tokenizer().decode(std::span(q.tokens).subspan(static_cast<size_t>(q.answer_begin)));
+    const std::string answer =
+        text->tokenizer().decode(std::span(q.tokens).subspan(static_cast<size_t>(q.answer_begin)));
     EXPECT_EQ(answer, q.digits);
   }
 }
@@ -270,7 +296,9 @@ TEST_P(Passkey, TheNeedleLiesWhereItWasAskedFor) {
 INSTANTIATE_TEST_SUITE_P(Vocabularies, Passkey, testing::Values(false, true));
 
 TEST(Tasks, PasskeyWeighsTheAnswerAndRepeatsPureFillerOnly) {
-  auto task = make_task("passkey", settings({{"repeat_max", {int64_t{1000}, 1}}, {"repeat_plain", {0.0, 1}}, {"repeat_start", {0.5, 1}}}), {.sequence = 1024, .seed = 1, .held_out = false, .segment = 32});
+  auto task = make_task(
+      "passkey", settings({{"repeat_max", {int64_t{1000}, 1}}, {"repeat_plain", {0.0, 1}}, {"repeat_start", {0.5, 1}}}),
+      {.sequence = 1024, .seed = 1, .held_out = false, .segment = 32});
   ASSERT_TRUE(task.ok()) << task.error().message;
   const auto text = PasskeyText::create(false, 5);
   double largest = 0;
@@ -280,7 +308,8 @@ TEST(Tasks, PasskeyWeighsTheAnswerAndRepeatsPureFillerOnly) {
     ASSERT_EQ(sample.answer_rows.size(), 5u);
     EXPECT_EQ(sample.answer_rows.back(), 1023);
     double answer = 0, others = 0;
-    for (int64_t row = 0; row < 1024; ++row) (row >= sample.answer_rows[0] ? answer : others) += sample.weights[static_cast<size_t>(row)];
+    for (int64_t row = 0; row < 1024; ++row)
+      (row >= sample.answer_rows[0] ? answer : others) += sample.weights[static_cast<size_t>(row)];
     EXPECT_NEAR(answer, 1, 1e-5);
     EXPECT_NEAR(others, 0.1, 1e-5);
     const std::string written = text->tokenizer().decode(sample.tokens);
@@ -289,8 +318,10 @@ TEST(Tasks, PasskeyWeighsTheAnswerAndRepeatsPureFillerOnly) {
       for (int64_t row = begin; row < begin + 32; ++row) EXPECT_EQ(sample.write_repeats[static_cast<size_t>(row)], m);
       if (m == 1) continue;
       largest = std::max<double>(largest, m);
-      const std::string segment = text->tokenizer().decode(std::span(sample.tokens).subspan(static_cast<size_t>(begin), 32));
-      for (const char* word : {"pass", "key", "Remember", "important", "quiz", "What"}) EXPECT_EQ(segment.find(word), std::string::npos) << segment;
+      const std::string segment =
+          text->tokenizer().decode(std::span(sample.tokens).subspan(static_cast<size_t>(begin), 32));
+      for (const char* word : {"pass", "key", "Remember", "important", "quiz", "What"})
+        EXPECT_EQ(segment.find(word), std::string::npos) << segment;
     }
     for (const float m : (*task)->sample(i, 0.4).write_repeats) EXPECT_EQ(m, 1.0f) << "not yet";
   }

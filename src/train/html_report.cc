@@ -11,7 +11,7 @@ namespace quipu {
 namespace {
 
 constexpr double kWidth = 720, kHeight = 260, kLeft = 64, kRight = 14, kTop = 14, kBottom = 34;
-constexpr size_t kMostPoints = 1200;   // of one curve; more is thinned, the eye sees no difference
+constexpr size_t kMostPoints = 1200;  // of one curve; more is thinned, the eye sees no difference
 
 std::string text_f(const char* format, ...) __attribute__((format(printf, 1, 2)));
 std::string text_f(const char* format, ...) {
@@ -26,11 +26,16 @@ std::string text_f(const char* format, ...) {
 std::string escaped(std::string_view text) {
   std::string out;
   for (const char c : text) {
-    if (c == '&') out += "&amp;";
-    else if (c == '<') out += "&lt;";
-    else if (c == '>') out += "&gt;";
-    else if (c == '"') out += "&quot;";
-    else out += c;
+    if (c == '&')
+      out += "&amp;";
+    else if (c == '<')
+      out += "&lt;";
+    else if (c == '>')
+      out += "&gt;";
+    else if (c == '"')
+      out += "&quot;";
+    else
+      out += c;
   }
   return out;
 }
@@ -82,7 +87,8 @@ std::vector<double> ticks(double low, double high) {
   const double lead = rough / power;
   const double step = power * (lead < 1.5 ? 1 : lead < 3.5 ? 2 : lead < 7.5 ? 5 : 10);
   std::vector<double> out;
-  for (double t = std::ceil(low / step) * step; t <= high + step * 1e-9; t += step) out.push_back(std::abs(t) < step * 1e-9 ? 0 : t);
+  for (double t = std::ceil(low / step) * step; t <= high + step * 1e-9; t += step)
+    out.push_back(std::abs(t) < step * 1e-9 ? 0 : t);
   return out;
 }
 
@@ -109,8 +115,10 @@ std::string svg(const Chart& chart) {
   const auto y = [&](double value) { return kTop + (high - value) / (high - low) * (kHeight - kTop - kBottom); };
   std::string out = text_f("<svg viewBox=\"0 0 %g %g\" role=\"img\">\n", kWidth, kHeight);
   for (const double t : ticks(low, high)) {
-    out += text_f("<line class=\"grid\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/><text class=\"y\" x=\"%.1f\" y=\"%.1f\">%g</text>\n", kLeft,
-                  kWidth - kRight, y(t), y(t), kLeft - 8, y(t) + 4, t);
+    out += text_f(
+        "<line class=\"grid\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/><text class=\"y\" x=\"%.1f\" "
+        "y=\"%.1f\">%g</text>\n",
+        kLeft, kWidth - kRight, y(t), y(t), kLeft - 8, y(t) + 4, t);
   }
   for (const double t : ticks(0, x_high)) {
     out += text_f("<text class=\"x\" x=\"%.1f\" y=\"%.1f\">%g</text>\n", x(t), kHeight - kBottom + 18, t);
@@ -122,9 +130,12 @@ std::string svg(const Chart& chart) {
     out += "\"/>\n";
     const Point& last = curve.points.back();
     if (curve.points.size() < 30) {
-      for (const Point& point : curve.points) out += text_f("<circle r=\"2.5\" cx=\"%.1f\" cy=\"%.1f\" fill=\"%s\"/>", x(point.step), y(point.value), curve.colour.c_str());
+      for (const Point& point : curve.points)
+        out += text_f("<circle r=\"2.5\" cx=\"%.1f\" cy=\"%.1f\" fill=\"%s\"/>", x(point.step), y(point.value),
+                      curve.colour.c_str());
     } else {
-      out += text_f("<circle r=\"2.5\" cx=\"%.1f\" cy=\"%.1f\" fill=\"%s\"/>", x(last.step), y(last.value), curve.colour.c_str());
+      out += text_f("<circle r=\"2.5\" cx=\"%.1f\" cy=\"%.1f\" fill=\"%s\"/>", x(last.step), y(last.value),
+                    curve.colour.c_str());
     }
   }
   return out + "</svg>\n";
@@ -136,7 +147,8 @@ std::string section(const Chart& chart) {
   std::string out = "<section><h2>" + escaped(chart.title) + "</h2><p class=\"legend\">";
   for (const Curve& curve : chart.curves) {
     if (curve.points.empty()) continue;
-    out += text_f("<span><i style=\"background:%s\"></i>", curve.colour.c_str()) + escaped(curve.name) + text_f(" <b>%.5g</b></span>", curve.points.back().value);
+    out += text_f("<span><i style=\"background:%s\"></i>", curve.colour.c_str()) + escaped(curve.name) +
+           text_f(" <b>%.5g</b></span>", curve.points.back().value);
   }
   return out + "</p>\n" + picture + "</section>\n";
 }
@@ -155,7 +167,8 @@ svg { width: 100%; height: auto; } polyline { fill: none; stroke-width: 1.6; str
 
 }  // namespace
 
-Result<void> write_html_report(const std::string& path, const ReportFacts& facts, const std::vector<MetricsLine>& history) {
+Result<void> write_html_report(const std::string& path, const ReportFacts& facts,
+                               const std::vector<MetricsLine>& history) {
   const char* blue = "#2f7fd6";
   const char* orange = "#e2711d";
   const auto curve = [&](const char* name, const char* shown, const char* colour) {
@@ -163,15 +176,21 @@ Result<void> write_html_report(const std::string& path, const ReportFacts& facts
   };
   std::vector<Chart> charts = {
       {"Loss by step", {curve("loss", "training", blue), curve("held_out_loss", "held out", orange)}},
-      {"Answers, held out", {curve("held_out_answer_accuracy", "tokens right", blue), curve("held_out_exact", "whole answers right", orange)}},
+      {"Answers, held out",
+       {curve("held_out_answer_accuracy", "tokens right", blue),
+        curve("held_out_exact", "whole answers right", orange)}},
       {"Learning rate", {curve("learning_rate", "learning rate", blue)}},
       {"Norm of the gradient", {curve("gradient_norm", "before clipping", blue)}},
       {"Tokens per second", {curve("tokens_per_second", "tokens per second", blue)}},
       {"Share of the roof of products", {curve("roof_share", "share", blue)}},
   };
-  std::string out = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\n<title>" +
-                    escaped(facts.title) + "</title>\n" + kStyle + "\n</head><body>\n<h1>" + escaped(facts.title) + "</h1>\n<table>\n";
-  for (const auto& [heading, text] : facts.rows) out += "<tr><td>" + escaped(heading) + "</td><td>" + escaped(text) + "</td></tr>\n";
+  std::string out =
+      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
+      "content=\"width=device-width\">\n<title>" +
+      escaped(facts.title) + "</title>\n" + kStyle + "\n</head><body>\n<h1>" + escaped(facts.title) +
+      "</h1>\n<table>\n";
+  for (const auto& [heading, text] : facts.rows)
+    out += "<tr><td>" + escaped(heading) + "</td><td>" + escaped(text) + "</td></tr>\n";
   out += "</table>\n";
   for (const Chart& chart : charts) out += section(chart);
   out += "</body></html>\n";

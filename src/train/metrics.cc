@@ -26,8 +26,10 @@ Error cannot_write(const std::string& path) {
 std::string text_of(const MetricsLine& line) {
   ordered_json json = {{"step", line.step}};
   for (const auto& [name, value] : line.values) {
-    if (std::isfinite(value)) json[name] = value;   // JSON has no NaN
-    else json[name] = nullptr;
+    if (std::isfinite(value))
+      json[name] = value;  // JSON has no NaN
+    else
+      json[name] = nullptr;
   }
   return json.dump() + "\n";
 }
@@ -108,7 +110,8 @@ MetricsLog::~MetricsLog() {
 Result<void> MetricsLog::add(const MetricsLine& line) {
   history_.push_back(line);
   const std::string text = text_of(line);
-  if (std::fwrite(text.data(), 1, text.size(), file_) != text.size() || std::fflush(file_) != 0) return cannot_write(path_);
+  if (std::fwrite(text.data(), 1, text.size(), file_) != text.size() || std::fflush(file_) != 0)
+    return cannot_write(path_);
   return {};
 }
 
@@ -175,7 +178,8 @@ Result<void> TensorBoardLog::record(const std::string& event) {
   put_fixed(out, masked_crc32c(out));
   out += event;
   put_fixed(out, masked_crc32c(event));
-  if (std::fwrite(out.data(), 1, out.size(), file_) != out.size() || std::fflush(file_) != 0) return cannot_write(path_);
+  if (std::fwrite(out.data(), 1, out.size(), file_) != out.size() || std::fflush(file_) != 0)
+    return cannot_write(path_);
   return {};
 }
 

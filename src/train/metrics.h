@@ -14,7 +14,8 @@
 
 namespace quipu {
 
-// One line: the step and named numbers, such as {"loss", 2.31}. Names are lower_case; JSONL and HTML show them as they are.
+// One line: the step and named numbers, such as {"loss", 2.31}. Names are lower_case; JSONL and HTML show them as they
+// are.
 struct MetricsLine {
   int64_t step = 0;
   std::vector<std::pair<std::string, double>> values;
@@ -22,8 +23,8 @@ struct MetricsLine {
 
 class MetricsLog {
  public:
-  // Appends to folder/metrics.jsonl. Lines of steps after `last_step` (from a run that was stopped between checkpoints) are
-  // dropped first, unreadable ones too; a fresh run (last_step < 0) begins anew.
+  // Appends to folder/metrics.jsonl. Lines of steps after `last_step` (from a run that was stopped between checkpoints)
+  // are dropped first, unreadable ones too; a fresh run (last_step < 0) begins anew.
   static Result<MetricsLog> open(const std::string& folder, int64_t last_step);
   MetricsLog(MetricsLog&& other) noexcept;
   ~MetricsLog();
@@ -38,8 +39,8 @@ class MetricsLog {
 };
 
 // TensorBoard's event files: TFRecord framing (length, masked CRC-32C, bytes, masked CRC-32C) around Event messages in
-// protocol-buffer encoding, written by hand: wall_time = 1, step = 2, file_version = 3, summary = 5 { value = 1 { tag = 1,
-// simple_value = 2 } }.
+// protocol-buffer encoding, written by hand: wall_time = 1, step = 2, file_version = 3, summary = 5 { value = 1 { tag =
+// 1, simple_value = 2 } }.
 class TensorBoardLog {
  public:
   // A new file in `folder`, named as TensorBoard expects; unix_seconds goes into the name and the first event.
@@ -66,6 +67,7 @@ struct ReportFacts {
   std::vector<std::pair<std::string, std::string>> rows;
 };
 // Writes a page without scripts or outside references: facts, then a curve for every metric there is.
-Result<void> write_html_report(const std::string& path, const ReportFacts& facts, const std::vector<MetricsLine>& history);
+Result<void> write_html_report(const std::string& path, const ReportFacts& facts,
+                               const std::vector<MetricsLine>& history);
 
 }  // namespace quipu

@@ -19,7 +19,9 @@ using testing::Not;
 
 class Metrics : public testing::Test {
  protected:
-  Metrics() : folder_(fs::temp_directory_path() / ("quipu-metrics-" + std::to_string(getpid()) + "-" + testing::UnitTest::GetInstance()->current_test_info()->name())) {
+  Metrics()
+      : folder_(fs::temp_directory_path() / ("quipu-metrics-" + std::to_string(getpid()) + "-" +
+                                             testing::UnitTest::GetInstance()->current_test_info()->name())) {
     fs::create_directories(folder_);
   }
   ~Metrics() override { fs::remove_all(folder_); }
@@ -33,7 +35,8 @@ class Metrics : public testing::Test {
 TEST_F(Metrics, LinesAreJsonAndAResumedRunDropsWhatItWillDoAgain) {
   {
     auto log = MetricsLog::open(folder_, -1);
-    for (int64_t step = 1; step <= 4; ++step) ASSERT_TRUE(log->add({step, {{"loss", 1.0 / static_cast<double>(step)}}}).ok());
+    for (int64_t step = 1; step <= 4; ++step)
+      ASSERT_TRUE(log->add({step, {{"loss", 1.0 / static_cast<double>(step)}}}).ok());
     ASSERT_TRUE(log->add({5, {{"loss", std::nan("")}}}).ok());
   }
   EXPECT_THAT(text("metrics.jsonl"), HasSubstr("{\"step\":2,\"loss\":0.5}\n"));
@@ -46,7 +49,7 @@ TEST_F(Metrics, LinesAreJsonAndAResumedRunDropsWhatItWillDoAgain) {
 }
 
 TEST_F(Metrics, ChecksumsAreCastagnolis) {
-  EXPECT_EQ(crc32c("123456789"), 0xE3069283u);                       // RFC 3720, appendix B.4 and the usual check value
+  EXPECT_EQ(crc32c("123456789"), 0xE3069283u);  // RFC 3720, appendix B.4 and the usual check value
   EXPECT_EQ(crc32c(std::string(32, '\0')), 0x8A9136AAu);
   EXPECT_EQ(crc32c(std::string(32, '\xFF')), 0x62A8AB43u);
 }
@@ -83,26 +86,30 @@ TEST_F(Metrics, TensorBoardFilesHoldFramedEvents) {
   const double time = 1700000001.0;
   std::string expected("\x09", 1);
   expected.append(reinterpret_cast<const char*>(&time), 8);
-  expected += "\x10\xAC\x02";                                          // step = 300
+  expected += "\x10\xAC\x02";  // step = 300
   const float losses[2] = {1.5f, 2.5f};
   std::string first = "\x0A\x0Atrain/loss\x15", second = "\x0A\x0Dheld_out/loss\x15";
   first.append(reinterpret_cast<const char*>(&losses[0]), 4);
   second.append(reinterpret_cast<const char*>(&losses[1]), 4);
-  const std::string summary = "\x0A" + std::string(1, static_cast<char>(first.size())) + first + "\x0A" + std::string(1, static_cast<char>(second.size())) + second;
+  const std::string summary = "\x0A" + std::string(1, static_cast<char>(first.size())) + first + "\x0A" +
+                              std::string(1, static_cast<char>(second.size())) + second;
   expected += "\x2A" + std::string(1, static_cast<char>(summary.size())) + summary;
   EXPECT_EQ(events[1], expected);
 }
 
 TEST_F(Metrics, TheReportStandsAlone) {
   std::vector<MetricsLine> history;
-  for (int64_t step = 1; step <= 5000; ++step) history.push_back({step, {{"loss", 5.0 / std::sqrt(static_cast<double>(step))}}});
+  for (int64_t step = 1; step <= 5000; ++step)
+    history.push_back({step, {{"loss", 5.0 / std::sqrt(static_cast<double>(step))}}});
   history.push_back({5000, {{"held_out_loss", 0.25}}});
-  ASSERT_TRUE(write_html_report(folder_ / "report.html", {"A <run> & more", {{"data", "some \"corpus\""}}}, history).ok());
+  ASSERT_TRUE(
+      write_html_report(folder_ / "report.html", {"A <run> & more", {{"data", "some \"corpus\""}}}, history).ok());
   const std::string page = text("report.html");
   EXPECT_THAT(page, HasSubstr("A &lt;run&gt; &amp; more"));
   EXPECT_THAT(page, HasSubstr("<polyline"));
   EXPECT_THAT(page, HasSubstr("held out <b>0.25</b>"));
-  for (const char* foreign : {"<script", "http:", "https:", "@import", "url("}) EXPECT_THAT(page, Not(HasSubstr(foreign)));
+  for (const char* foreign : {"<script", "http:", "https:", "@import", "url("})
+    EXPECT_THAT(page, Not(HasSubstr(foreign)));
   EXPECT_LT(page.size(), 100000u) << "long runs are thinned";
 }
 

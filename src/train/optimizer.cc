@@ -10,12 +10,13 @@ Result<Optimizer> Optimizer::create(TrainableModel<float>& model, const Optimize
   ASSIGN_OR_RETURN(out.second_, Buffer::allocate(model.weights().size_bytes()));
   for (const NamedParameter& parameter : model.parameters()) {
     const ParameterGroup group = parameter.group;
-    const bool decayed = group == ParameterGroup::kMatrix || group == ParameterGroup::kEmbedding || group == ParameterGroup::kRouter;
+    const bool decayed =
+        group == ParameterGroup::kMatrix || group == ParameterGroup::kEmbedding || group == ParameterGroup::kRouter;
     const bool gate = group == ParameterGroup::kGate;
     const int64_t end = parameter.offset + parameter.elements;
     std::vector<Stretch>& all = out.stretches_;
     if (!all.empty() && all.back().decayed == decayed && all.back().gate == gate) {
-      all.back().end = end;   // padding between them is zero and stays zero
+      all.back().end = end;  // padding between them is zero and stays zero
     } else {
       all.push_back({parameter.offset, end, decayed, gate});
     }
@@ -38,7 +39,9 @@ void Optimizer::apply(int64_t step, double factor, double gradient_norm) {
     adam.step = step + 1;
     const size_t begin = static_cast<size_t>(stretch.begin), count = static_cast<size_t>(stretch.end - stretch.begin);
     model_.ops().adamw(model_.weights().subspan(begin, count),
-                       {.gradients = model_.gradients().subspan(begin, count), .first = first().subspan(begin, count), .second = second().subspan(begin, count)},
+                       {.gradients = model_.gradients().subspan(begin, count),
+                        .first = first().subspan(begin, count),
+                        .second = second().subspan(begin, count)},
                        adam);
   }
 }

@@ -1,7 +1,7 @@
 // Optimizer: AdamW over a model's flat fp32 weights, which are the master weights; products round them on the fly.
 //
-// Parameter groups: norms, biases and gates are not decayed; gates (Infini's, and its write gates) have a learning rate of
-// their own, because a gate that starts at 0.5 must travel far within a short run.
+// Parameter groups: norms, biases and gates are not decayed; gates (Infini's, and its write gates) have a learning rate
+// of their own, because a gate that starts at 0.5 must travel far within a short run.
 #pragma once
 
 #include <memory>
@@ -27,10 +27,12 @@ class Optimizer {
   // Moments, flat like the model's weights.
   std::span<float> first() const { return {first_.as<float>(), first_.size() / sizeof(float)}; }
   std::span<float> second() const { return {second_.as<float>(), second_.size() / sizeof(float)}; }
-  static int64_t bytes(const TrainableModel<float>& model) { return static_cast<int64_t>(2 * model.weights().size_bytes()); }
+  static int64_t bytes(const TrainableModel<float>& model) {
+    return static_cast<int64_t>(2 * model.weights().size_bytes());
+  }
 
  private:
-  struct Stretch {               // neighbouring parameters that are treated alike
+  struct Stretch {  // neighbouring parameters that are treated alike
     int64_t begin = 0, end = 0;
     bool decayed = false, gate = false;
   };

@@ -10,8 +10,10 @@ namespace quipu {
 namespace {
 
 constexpr char kOpening[] =
-    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. I will quiz you about it.";
-constexpr const char* kFiller[] = {" The grass is green.", " The sky is blue.", " The sun is yellow.", " Here we go.", " There and back again."};
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. I will quiz you about "
+    "it.";
+constexpr const char* kFiller[] = {" The grass is green.", " The sky is blue.", " The sun is yellow.", " Here we go.",
+                                   " There and back again."};
 constexpr char kQuestion[] = " What is the pass key? The pass key is ";
 enum Stream : uint64_t { kTrain = 0x70617373, kHeldOut = 0x70617368, kText = 0x70617374 };
 
@@ -50,7 +52,8 @@ class PasskeyTask final : public Task {
   int64_t vocabulary() const override { return text_.vocabulary(); }
   std::string tokenizer_json() const override { return text_.tokenizer_json(); }
   std::string description() const override {
-    return std::string("task passkey over ") + (settings_.bytes ? "bytes" : "words") + ", " + std::to_string(settings_.digits) + " digits";
+    return std::string("task passkey over ") + (settings_.bytes ? "bytes" : "words") + ", " +
+           std::to_string(settings_.digits) + " digits";
   }
 
  private:
@@ -83,30 +86,33 @@ double PasskeyTask::draw_depth(RandomStream& random, int64_t length) const {
 
 void PasskeyTask::append(TrainSample& out, const PasskeyQuestion& q, double repeats) const {
   const int64_t rows = static_cast<int64_t>(q.tokens.size()) - 1, base = out.rows();
-  const int64_t first = q.answer_begin - 1;   // the row that predicts the first digit
+  const int64_t first = q.answer_begin - 1;  // the row that predicts the first digit
   const int64_t others = std::max<int64_t>(rows - settings_.digits, 1);
   for (int64_t row = 0; row < rows; ++row) {
     const bool answer = row >= first && row < first + settings_.digits;
     out.tokens.push_back(q.tokens[static_cast<size_t>(row)]);
     out.targets.push_back(q.tokens[static_cast<size_t>(row) + 1]);
-    out.weights.push_back(static_cast<float>(answer ? 1.0 / static_cast<double>(settings_.digits) : settings_.lm_weight / static_cast<double>(others)));
+    out.weights.push_back(static_cast<float>(answer ? 1.0 / static_cast<double>(settings_.digits)
+                                                    : settings_.lm_weight / static_cast<double>(others)));
     if (answer) out.answer_rows.push_back(base + row);
   }
   out.answer_ends.push_back(static_cast<int64_t>(out.answer_rows.size()));
   out.lengths.push_back(rows);
   if (options_.segment == 0 || settings_.repeat_max <= 1) return;
-  const int64_t opening_end = static_cast<int64_t>(text_.shortest());   // a bound: the opening is part of it
+  const int64_t opening_end = static_cast<int64_t>(text_.shortest());  // a bound: the opening is part of it
   for (int64_t begin = 0; begin < rows; begin += options_.segment) {
     const int64_t end = std::min(begin + options_.segment, rows);
     // Whole segments of nothing but filler: not the opening, the needle or the question.
-    const bool pure = end == begin + options_.segment && begin >= opening_end && end <= q.answer_begin - text_.shortest() &&
-                      (end <= q.needle_begin || begin >= q.needle_end);
-    out.write_repeats.insert(out.write_repeats.end(), static_cast<size_t>(end - begin), pure ? static_cast<float>(repeats) : 1.0f);
+    const bool pure = end == begin + options_.segment && begin >= opening_end &&
+                      end <= q.answer_begin - text_.shortest() && (end <= q.needle_begin || begin >= q.needle_end);
+    out.write_repeats.insert(out.write_repeats.end(), static_cast<size_t>(end - begin),
+                             pure ? static_cast<float>(repeats) : 1.0f);
   }
 }
 
 TrainSample PasskeyTask::sample(int64_t index, double progress) const {
-  RandomStream random(mix64(static_cast<uint64_t>(options_.seed)) ^ static_cast<uint64_t>(index), options_.held_out ? kHeldOut : kTrain);
+  RandomStream random(mix64(static_cast<uint64_t>(options_.seed)) ^ static_cast<uint64_t>(index),
+                      options_.held_out ? kHeldOut : kTrain);
   TrainSample out;
   while (true) {
     int64_t length = draw_length(random, progress);
@@ -115,7 +121,8 @@ TrainSample PasskeyTask::sample(int64_t index, double progress) const {
     length = std::min(length, left);
     const double depth = draw_depth(random, length);
     double repeats = 1;
-    if (!options_.held_out && settings_.repeat_max > 1 && progress >= settings_.repeat_start && random.uniform() >= settings_.repeat_plain) {
+    if (!options_.held_out && settings_.repeat_max > 1 && progress >= settings_.repeat_start &&
+        random.uniform() >= settings_.repeat_plain) {
       repeats = std::exp(random.uniform() * std::log(static_cast<double>(settings_.repeat_max)));
     }
     append(out, text_.question(length, depth, random.bits()), repeats);
@@ -157,17 +164,20 @@ PasskeyQuestion PasskeyText::question(int64_t length, double depth, uint64_t see
   for (int64_t i = 0; i < digits_; ++i) q.digits += static_cast<char>('0' + random.below(10));
   const std::vector<int32_t> needle = ids(needle_text(q.digits)), answer = ids(q.digits);
   const int64_t period = filler_period();
-  const int64_t filler = length + 1 - static_cast<int64_t>(opening_.size() + needle.size() + question_.size() + answer.size());
+  const int64_t filler =
+      length + 1 - static_cast<int64_t>(opening_.size() + needle.size() + question_.size() + answer.size());
   CHECK(filler >= 0) << length << " tokens, shortest " << shortest();
-  // The filler starts anywhere in its period, so that segments end anywhere in sentences. The needle goes to the sentence
-  // boundary (or an end of the filler) nearest to the depth.
+  // The filler starts anywhere in its period, so that segments end anywhere in sentences. The needle goes to the
+  // sentence boundary (or an end of the filler) nearest to the depth.
   const int64_t phase = static_cast<int64_t>(random.below(static_cast<uint64_t>(period)));
   const double wanted = depth * static_cast<double>(filler);
   int64_t before = wanted < static_cast<double>(filler) / 2 ? 0 : filler;
   const int64_t middle = static_cast<int64_t>(wanted);
   for (int64_t at = std::max<int64_t>(middle - period, 0); at <= std::min(middle + period, filler); ++at) {
-    const bool boundary = std::find(sentence_begins_.begin(), sentence_begins_.end(), (phase + at) % period) != sentence_begins_.end();
-    if (boundary && std::abs(static_cast<double>(at) - wanted) < std::abs(static_cast<double>(before) - wanted)) before = at;
+    const bool boundary =
+        std::find(sentence_begins_.begin(), sentence_begins_.end(), (phase + at) % period) != sentence_begins_.end();
+    if (boundary && std::abs(static_cast<double>(at) - wanted) < std::abs(static_cast<double>(before) - wanted))
+      before = at;
   }
   q.tokens = opening_;
   q.tokens.reserve(static_cast<size_t>(length) + 1);
@@ -202,10 +212,12 @@ Result<std::unique_ptr<Task>> make_passkey_task(SettingsReader settings, const T
   ASSIGN_OR_RETURN(PasskeyText text, PasskeyText::create(s.bytes, s.digits));
   const int64_t shortest = text.shortest();
   if (s.start_length > 0 && s.start_length < shortest) {
-    return settings.wrong("start_length", "is " + std::to_string(s.start_length) + ", expected 0 or at least the " + std::to_string(shortest) + " tokens of a question without filler");
+    return settings.wrong("start_length", "is " + std::to_string(s.start_length) + ", expected 0 or at least the " +
+                                              std::to_string(shortest) + " tokens of a question without filler");
   }
   if (options.sequence < shortest) {
-    return bad_input(options.file + ": train.sequence is " + std::to_string(options.sequence) + ", shorter than a passkey question without filler, " + std::to_string(shortest) + " tokens");
+    return bad_input(options.file + ": train.sequence is " + std::to_string(options.sequence) +
+                     ", shorter than a passkey question without filler, " + std::to_string(shortest) + " tokens");
   }
   if (s.repeat_max > 1 && options.segment == 0) {
     return settings.wrong("repeat_max", "needs a model whose memory is written segment by segment (room infini)");

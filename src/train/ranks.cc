@@ -13,7 +13,7 @@
 namespace quipu {
 namespace {
 
-constexpr size_t kChunkBytes = size_t{4} << 20;   // summed at once
+constexpr size_t kChunkBytes = size_t{4} << 20;  // summed at once
 
 class OneRank final : public Ranks {
  public:
@@ -45,12 +45,14 @@ class MpiRanks final : public Ranks {
     for (size_t begin = 0; begin < values.size(); begin += chunk) {
       const std::span<T> part = values.subspan(begin, std::min(chunk, values.size() - begin));
       const auto asked = [](void* context) { return static_cast<MpiRanks*>(context)->should_stop_() ? 1 : 0; };
-      const int outcome = mpi_->gather(gathered_.data(), part.data(), static_cast<int64_t>(part.size_bytes()), asked, this);
+      const int outcome =
+          mpi_->gather(gathered_.data(), part.data(), static_cast<int64_t>(part.size_bytes()), asked, this);
       if (outcome != kQuipuMpiDone) {
         failed_ = true;
         return failed("rank " + std::to_string(rank()) + " of " + std::to_string(size()) +
-                      (outcome == kQuipuMpiStopped ? ": told to stop while waiting for the other ranks: one of them is gone"
-                                                   : ": the connection to the other ranks broke") +
+                      (outcome == kQuipuMpiStopped
+                           ? ": told to stop while waiting for the other ranks: one of them is gone"
+                           : ": the connection to the other ranks broke") +
                       "; the last checkpoint is whole, --resume continues from it");
       }
       const T* gathered = reinterpret_cast<const T*>(gathered_.data());
@@ -85,7 +87,8 @@ Result<std::unique_ptr<Ranks>> join_ranks(std::function<bool()> should_stop) {
   const std::string module = beside_program("libquipu_mpi.so");
   void* library = dlopen(module.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
-    return failed("mpirun started " + std::string(size) + " processes, but " + module + " cannot be loaded (" + dlerror() + "); it is built where OpenMPI is (Debian: libopenmpi-dev)");
+    return failed("mpirun started " + std::string(size) + " processes, but " + module + " cannot be loaded (" +
+                  dlerror() + "); it is built where OpenMPI is (Debian: libopenmpi-dev)");
   }
   const auto join = reinterpret_cast<decltype(&quipu_mpi_join)>(dlsym(library, "quipu_mpi_join"));
   const char* message = "no entry quipu_mpi_join";

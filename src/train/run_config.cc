@@ -22,7 +22,8 @@ std::string folder_of(const std::string& path) {
 // One table of the file: hands out typed values and remembers which keys were asked for, so that the rest is unknown.
 class Table {
  public:
-  Table(const std::string& file, std::string name, const toml::table* table) : file_(file), name_(std::move(name)), table_(table) {}
+  Table(const std::string& file, std::string name, const toml::table* table)
+      : file_(file), name_(std::move(name)), table_(table) {}
 
   bool has(std::string_view key) {
     known_.insert(std::string(key));
@@ -54,7 +55,9 @@ class Table {
     out = resolved(out);
     return {};
   }
-  std::string resolved(const std::string& given) const { return given.starts_with('/') ? given : folder_of(file_) + given; }
+  std::string resolved(const std::string& given) const {
+    return given.starts_with('/') ? given : folder_of(file_) + given;
+  }
 
   Result<void> texts(std::vector<std::string>& out, std::string_view key, bool paths) {
     const toml::node* found = node(key);
@@ -85,7 +88,8 @@ class Table {
     const auto value = found->value_exact<int64_t>();
     if (!value) return wrong(key, "is " + kind(*found) + ", expected a whole number");
     if (*value < low || *value > high) {
-      return wrong(key, "is " + std::to_string(*value) + ", expected " + std::to_string(low) + " to " + std::to_string(high));
+      return wrong(
+          key, "is " + std::to_string(*value) + ", expected " + std::to_string(low) + " to " + std::to_string(high));
     }
     out = *value;
     return {};
@@ -95,7 +99,8 @@ class Table {
     const toml::node* found = node(key);
     if (found == nullptr) return {};
     if (!found->is_number()) return wrong(key, "is " + kind(*found) + ", expected a number");
-    const double value = found->is_integer() ? static_cast<double>(*found->value_exact<int64_t>()) : *found->value_exact<double>();
+    const double value =
+        found->is_integer() ? static_cast<double>(*found->value_exact<int64_t>()) : *found->value_exact<double>();
     if (!(value >= low && value < high)) {
       std::ostringstream range;
       range << "is " << value << ", expected " << low << " or more and less than " << high;
@@ -128,8 +133,8 @@ class Table {
       if (known_.contains(name)) continue;
       std::string list;
       for (const std::string& known : known_) list += (list.empty() ? "" : ", ") + known;
-      return bad_input(file_ + ":" + std::to_string(value.source().begin.line) + ": unknown key " + printable(full(name)) +
-                       "; known here: " + list);
+      return bad_input(file_ + ":" + std::to_string(value.source().begin.line) + ": unknown key " +
+                       printable(full(name)) + "; known here: " + list);
     }
     return {};
   }
@@ -147,7 +152,9 @@ class Table {
   }
 
  private:
-  std::string full(std::string_view key) const { return name_.empty() ? std::string(key) : name_ + "." + std::string(key); }
+  std::string full(std::string_view key) const {
+    return name_.empty() ? std::string(key) : name_ + "." + std::string(key);
+  }
   std::string file_, name_;
   const toml::table* table_;
   std::set<std::string> known_;
@@ -155,7 +162,8 @@ class Table {
 
 Result<Table> section(const std::string& file, Table& root, const toml::table& document, std::string_view name) {
   const toml::node* node = root.node(name);
-  if (node != nullptr && !node->is_table()) return root.wrong(name, "is " + Table::kind(*node) + ", expected a section [" + std::string(name) + "]");
+  if (node != nullptr && !node->is_table())
+    return root.wrong(name, "is " + Table::kind(*node) + ", expected a section [" + std::string(name) + "]");
   return Table(file, std::string(name), document.get_as<toml::table>(name));
 }
 
@@ -171,8 +179,9 @@ Result<void> read_model(ModelSection& out, Table t) {
   }
   RETURN_IF_ERROR(t.path(out.init, "init"));
   RETURN_IF_ERROR(t.whole(out.seed, "seed", 0, INT64_MAX));
-  if (!out.init.empty() && t.has("seed")) return t.wrong("seed", "contradicts model.init: weights that are read are not drawn");
-  RETURN_IF_ERROR(t.nothing_else());   // first: a missing key may be a misspelt one
+  if (!out.init.empty() && t.has("seed"))
+    return t.wrong("seed", "contradicts model.init: weights that are read are not drawn");
+  RETURN_IF_ERROR(t.nothing_else());  // first: a missing key may be a misspelt one
   if (config == nullptr) return t.wrong("config", "is missing: the path of a config.json, or a table [model.config]");
   return {};
 }
@@ -181,15 +190,22 @@ Result<void> read_task_settings(TaskSettings& out, const std::string& file, Tabl
   const toml::node* node = data.node(task);
   if (node == nullptr) return {};
   const toml::table* table = node->as_table();
-  if (table == nullptr) return data.wrong(task, "is " + Table::kind(*node) + ", expected a section [data." + task + "]");
+  if (table == nullptr)
+    return data.wrong(task, "is " + Table::kind(*node) + ", expected a section [data." + task + "]");
   for (const auto& [key, value] : *table) {
     TaskSettings::Value setting;
     setting.line = static_cast<int64_t>(value.source().begin.line);
-    if (const auto v = value.value_exact<bool>()) setting.value = *v;
-    else if (const auto i = value.value_exact<int64_t>()) setting.value = *i;
-    else if (const auto d = value.value_exact<double>()) setting.value = *d;
-    else if (const auto s = value.value_exact<std::string>()) setting.value = *s;
-    else return bad_input(file + ":" + std::to_string(setting.line) + ": data." + task + "." + std::string(key.str()) + " is " + Table::kind(value) + ", expected a number, a text, or true or false");
+    if (const auto v = value.value_exact<bool>())
+      setting.value = *v;
+    else if (const auto i = value.value_exact<int64_t>())
+      setting.value = *i;
+    else if (const auto d = value.value_exact<double>())
+      setting.value = *d;
+    else if (const auto s = value.value_exact<std::string>())
+      setting.value = *s;
+    else
+      return bad_input(file + ":" + std::to_string(setting.line) + ": data." + task + "." + std::string(key.str()) +
+                       " is " + Table::kind(value) + ", expected a number, a text, or true or false");
     out.values.emplace(std::string(key.str()), std::move(setting));
   }
   return {};
@@ -213,7 +229,8 @@ Result<void> read_data(DataSection& out, const std::string& file, Table t) {
   }
   if (!out.task.empty() && !out.train.empty()) return t.wrong("task", "contradicts data.train: give one of the two");
   if (!out.task.empty()) {
-    for (const char* key : {"held_out", "held_out_fraction", "tokenizer", "cache", "document_separator", "extensions", "end_token"}) {
+    for (const char* key :
+         {"held_out", "held_out_fraction", "tokenizer", "cache", "document_separator", "extensions", "end_token"}) {
       if (t.has(key)) return t.wrong(key, "contradicts data.task: a task makes its own data");
     }
     RETURN_IF_ERROR(read_task_settings(out.task_settings, file, t, out.task));
@@ -235,9 +252,13 @@ Result<void> read_train(TrainSection& out, Table t) {
   out.bfloat16 = precision == 1;
   RETURN_IF_ERROR(t.flag(out.recompute, "recompute"));
   RETURN_IF_ERROR(t.real(out.z_loss, "z_loss", 0, 1));
+  RETURN_IF_ERROR(t.real(out.write_penalty, "write_penalty", 0, 100));
+  RETURN_IF_ERROR(t.real(out.write_penalty_start, "write_penalty_start", 0, 1));
+  RETURN_IF_ERROR(t.real(out.router_loss, "router_loss", 0, 100));
   RETURN_IF_ERROR(t.whole(out.threads, "threads", 0, 4096));
   if (out.micro_batch > 0 && out.batch % out.micro_batch != 0) {
-    return t.wrong("micro_batch", "is " + std::to_string(out.micro_batch) + ", expected a divisor of train.batch, " + std::to_string(out.batch));
+    return t.wrong("micro_batch", "is " + std::to_string(out.micro_batch) + ", expected a divisor of train.batch, " +
+                                      std::to_string(out.batch));
   }
   RETURN_IF_ERROR(t.nothing_else());
   if (!t.has("steps")) return t.wrong("steps", "is missing: how many steps to train");
@@ -279,10 +300,12 @@ Result<void> read_optimizer(OptimizerSection& out, Table t, int64_t steps) {
     if (!t.has("final_fraction")) out.final_fraction = 0;
   }
   if (out.warmup_steps > steps) {
-    return t.wrong("warmup_steps", "is " + std::to_string(out.warmup_steps) + ", more than train.steps, " + std::to_string(steps));
+    return t.wrong("warmup_steps",
+                   "is " + std::to_string(out.warmup_steps) + ", more than train.steps, " + std::to_string(steps));
   }
   if (out.warmup_steps + out.decay_steps > steps) {
-    return t.wrong("decay_steps", "and warmup_steps are " + std::to_string(out.warmup_steps + out.decay_steps) + " together, more than train.steps, " + std::to_string(steps));
+    return t.wrong("decay_steps", "and warmup_steps are " + std::to_string(out.warmup_steps + out.decay_steps) +
+                                      " together, more than train.steps, " + std::to_string(steps));
   }
   return t.nothing_else();
 }
@@ -309,14 +332,15 @@ Result<void> apply(toml::table& document, const std::string& key, const std::str
   const std::string name = key.substr(0, dot), leaf = key.substr(dot + 1);
   if (!document.contains(name)) document.insert(name, toml::table{});
   toml::table* table = document.get_as<toml::table>(name);
-  if (table == nullptr || leaf.find('.') != std::string::npos) return usage_error("override " + printable(key) + ": no such section");
+  if (table == nullptr || leaf.find('.') != std::string::npos)
+    return usage_error("override " + printable(key) + ": no such section");
   try {
     toml::table parsed = toml::parse("value = " + value);
     if (parsed.size() == 1) {
       table->insert_or_assign(leaf, std::move(*parsed.get("value")));
       return {};
     }
-  } catch (const toml::parse_error&) {   // a word without quotes
+  } catch (const toml::parse_error&) {  // a word without quotes
   }
   table->insert_or_assign(leaf, value);
   return {};
@@ -332,7 +356,8 @@ Result<RunConfig> parse_run_config(const std::string& file, std::string_view tex
   try {
     document = toml::parse(text, file);
   } catch (const toml::parse_error& error) {
-    return bad_input(file + ":" + std::to_string(error.source().begin.line) + ": not TOML: " + printable(error.description(), 200));
+    return bad_input(file + ":" + std::to_string(error.source().begin.line) +
+                     ": not TOML: " + printable(error.description(), 200));
   }
   for (const auto& [key, value] : overrides) {
     RETURN_IF_ERROR(apply(document, key, value));
@@ -353,7 +378,8 @@ Result<RunConfig> parse_run_config(const std::string& file, std::string_view tex
   RETURN_IF_ERROR(read_optimizer(config.optimizer, std::move(optimizer), config.train.steps));
   RETURN_IF_ERROR(evaluate.whole(config.evaluate.every, "every", 1, int64_t{1} << 40));
   RETURN_IF_ERROR(evaluate.whole(config.evaluate.sequences, "sequences", 1, 1 << 24));
-  const bool has_held_out = !config.data.task.empty() || !config.data.held_out.empty() || config.data.held_out_fraction > 0;
+  const bool has_held_out =
+      !config.data.task.empty() || !config.data.held_out.empty() || config.data.held_out_fraction > 0;
   if (evaluate.has("every") && !has_held_out) {
     return evaluate.wrong("every", "needs something held out: data.held_out or data.held_out_fraction");
   }
@@ -367,7 +393,8 @@ Result<RunConfig> read_run_config(const std::string& path, const ConfigOverrides
   ASSIGN_OR_RETURN(const auto file, MappedFile::open(path));
   const auto bytes = file->bytes();
   if (bytes.size() > kMaxFileBytes) {
-    return bad_input(path + ": " + std::to_string(bytes.size()) + " bytes, expected at most " + std::to_string(kMaxFileBytes));
+    return bad_input(path + ": " + std::to_string(bytes.size()) + " bytes, expected at most " +
+                     std::to_string(kMaxFileBytes));
   }
   return parse_run_config(path, {reinterpret_cast<const char*>(bytes.data()), bytes.size()}, overrides);
 }

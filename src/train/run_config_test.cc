@@ -43,7 +43,9 @@ TEST(RunConfig, PathsCountFromTheFolderOfTheFile) {
 }
 
 TEST(RunConfig, ReadsEveryKindOfValue) {
-  auto config = parse_run_config("a.toml", with("optimizer", "betas = [0.8, 0.9]\nschedule = \"wsd\"\ndecay_steps = 10\nclip = 2") + "[evaluate]\nsequences = 3\n");
+  auto config = parse_run_config(
+      "a.toml", with("optimizer", "betas = [0.8, 0.9]\nschedule = \"wsd\"\ndecay_steps = 10\nclip = 2") +
+                    "[evaluate]\nsequences = 3\n");
   ASSERT_TRUE(config.ok()) << config.error().message;
   EXPECT_EQ(config->optimizer.beta1, 0.8);
   EXPECT_EQ(config->optimizer.beta2, 0.9);
@@ -54,16 +56,22 @@ TEST(RunConfig, ReadsEveryKindOfValue) {
 }
 
 TEST(RunConfig, UnknownKeysAreNamedWithTheirLine) {
-  EXPECT_THAT(error_of(with("train", "step = 3")), AllOf(HasSubstr("/runs/a.toml:7: unknown key train.step"), HasSubstr("steps")));
-  EXPECT_THAT(error_of(std::string(kSmall) + "[modle]\n"), AllOf(HasSubstr(":10: unknown key modle"), HasSubstr("model")));
+  EXPECT_THAT(error_of(with("train", "step = 3")),
+              AllOf(HasSubstr("/runs/a.toml:7: unknown key train.step"), HasSubstr("steps")));
+  EXPECT_THAT(error_of(std::string(kSmall) + "[modle]\n"),
+              AllOf(HasSubstr(":10: unknown key modle"), HasSubstr("model")));
   EXPECT_THAT(error_of(with("output", "folders = 1")), HasSubstr("unknown key output.folders"));
 }
 
 TEST(RunConfig, ContradictionsAreNamed) {
-  EXPECT_THAT(error_of(with("data", "task = \"copy\"")), AllOf(HasSubstr("a.toml:4: data.task contradicts data.train")));
-  EXPECT_THAT(error_of(with("train", "batch = 8\nmicro_batch = 3")), HasSubstr("train.micro_batch is 3, expected a divisor of train.batch, 8"));
-  EXPECT_THAT(error_of(with("data", "held_out = \"x\"\nheld_out_fraction = 0.1")), HasSubstr("data.held_out_fraction contradicts"));
-  EXPECT_THAT(error_of(with("optimizer", "decay_steps = 5")), HasSubstr("optimizer.decay_steps needs optimizer.schedule = \"wsd\""));
+  EXPECT_THAT(error_of(with("data", "task = \"copy\"")),
+              AllOf(HasSubstr("a.toml:4: data.task contradicts data.train")));
+  EXPECT_THAT(error_of(with("train", "batch = 8\nmicro_batch = 3")),
+              HasSubstr("train.micro_batch is 3, expected a divisor of train.batch, 8"));
+  EXPECT_THAT(error_of(with("data", "held_out = \"x\"\nheld_out_fraction = 0.1")),
+              HasSubstr("data.held_out_fraction contradicts"));
+  EXPECT_THAT(error_of(with("optimizer", "decay_steps = 5")),
+              HasSubstr("optimizer.decay_steps needs optimizer.schedule = \"wsd\""));
   EXPECT_THAT(error_of(with("optimizer", "schedule = \"constant\"\nfinal_fraction = 0.1")), HasSubstr("contradicts"));
   EXPECT_THAT(error_of(with("optimizer", "warmup_steps = 101")), HasSubstr("more than train.steps, 100"));
   EXPECT_THAT(error_of(with("model", "init = \"w\"\nseed = 1")), HasSubstr("model.seed contradicts model.init"));
@@ -71,7 +79,8 @@ TEST(RunConfig, ContradictionsAreNamed) {
 }
 
 TEST(RunConfig, WrongKindsAndRangesAreNamed) {
-  EXPECT_THAT(error_of(with("train", "batch = \"8\"")), HasSubstr("a.toml:7: train.batch is a text, expected a whole number"));
+  EXPECT_THAT(error_of(with("train", "batch = \"8\"")),
+              HasSubstr("a.toml:7: train.batch is a text, expected a whole number"));
   EXPECT_THAT(error_of(with("train", "batch = 0")), HasSubstr("train.batch is 0, expected 1 to"));
   EXPECT_THAT(error_of(with("train", "batch = 1.5")), HasSubstr("is a fraction, expected a whole number"));
   EXPECT_THAT(error_of(with("optimizer", "learning_rate = nan")), HasSubstr("learning_rate is nan"));
@@ -86,7 +95,8 @@ TEST(RunConfig, WrongKindsAndRangesAreNamed) {
 }
 
 TEST(RunConfig, TheCommandLineReplacesKeys) {
-  auto config = parse_run_config("a.toml", kSmall, {{"train.steps", "7"}, {"output.folder", "elsewhere"}, {"optimizer.betas", "[0.5, 0.6]"}});
+  auto config = parse_run_config(
+      "a.toml", kSmall, {{"train.steps", "7"}, {"output.folder", "elsewhere"}, {"optimizer.betas", "[0.5, 0.6]"}});
   ASSERT_TRUE(config.ok()) << config.error().message;
   EXPECT_EQ(config->train.steps, 7);
   EXPECT_EQ(config->output.folder, "elsewhere");
@@ -98,7 +108,9 @@ TEST(RunConfig, TheCommandLineReplacesKeys) {
 TEST(RunConfig, AModelMayStandInTheFileItself) {
   std::string text = kSmall;
   text.replace(text.find("config = "), std::string("config = \"config.json\"").size(), "");
-  text += "[model.config]\nmodel_type = \"quipu\"\nhidden_size = 64\nrms_norm_eps = 1e-6\n[model.config.attention]\nroom = \"infini\"\n";
+  text +=
+      "[model.config]\nmodel_type = \"quipu\"\nhidden_size = 64\nrms_norm_eps = 1e-6\n[model.config.attention]\nroom = "
+      "\"infini\"\n";
   auto config = parse_run_config("a.toml", text);
   ASSERT_TRUE(config.ok()) << config.error().message;
   EXPECT_THAT(config->model.config_json, AllOf(HasSubstr("\"hidden_size\""), HasSubstr("infini")));
@@ -107,7 +119,7 @@ TEST(RunConfig, AModelMayStandInTheFileItself) {
 TEST(RunConfig, EveryKeyStandsInTheManual) {
   // The keys the reader knows, as its own message lists them.
   auto file = read_run_config(QUIPU_SOURCE_DIR "/docs/training.md");
-  ASSERT_FALSE(file.ok());   // it is no TOML: but it must be there
+  ASSERT_FALSE(file.ok());  // it is no TOML: but it must be there
   std::string manual;
   {
     std::FILE* in = std::fopen(QUIPU_SOURCE_DIR "/docs/training.md", "rb");
@@ -123,7 +135,7 @@ TEST(RunConfig, EveryKeyStandsInTheManual) {
     std::string list = message.substr(at + 12) + ",";
     while (!list.empty()) {
       const std::string key = list.substr(0, list.find(','));
-      EXPECT_THAT(manual, HasSubstr("`" + key + "`")) << section;
+      EXPECT_NE(manual.find("`" + key + "`"), std::string::npos) << section << "." << key;
       list.erase(0, std::min(list.find(',') + 2, list.size()));
     }
   }

@@ -35,8 +35,8 @@ const TaskSettings::Value* SettingsReader::find(const std::string& key) {
 
 Error SettingsReader::wrong(const std::string& key, const std::string& what) const {
   const auto found = settings_.values.find(key);
-  return bad_input(file_ + (found == settings_.values.end() ? "" : ":" + std::to_string(found->second.line)) + ": data." + task_ +
-                   "." + printable(key) + " " + what);
+  return bad_input(file_ + (found == settings_.values.end() ? "" : ":" + std::to_string(found->second.line)) +
+                   ": data." + task_ + "." + printable(key) + " " + what);
 }
 
 Result<void> SettingsReader::whole(int64_t& out, const std::string& key, int64_t low, int64_t high) {
@@ -97,7 +97,8 @@ Result<void> SettingsReader::nothing_else() const {
   return {};
 }
 
-Result<std::unique_ptr<Task>> make_task(const std::string& name, const TaskSettings& settings, const TaskOptions& options) {
+Result<std::unique_ptr<Task>> make_task(const std::string& name, const TaskSettings& settings,
+                                        const TaskOptions& options) {
   std::string list;
   for (const Entry& entry : kTasks) {
     if (name == entry.name) return entry.make(SettingsReader(name, settings, options.file), options);
@@ -120,19 +121,32 @@ std::string word_tokenizer_json(const std::vector<std::string>& words) {
   for (; id < 256; ++id) vocab[written(std::string(1, static_cast<char>(id)))] = id;
   for (const std::string& word : words) vocab[written(word)] = id++;
   vocab[kEnd] = id;
-  const ordered_json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
-  const ordered_json split = {{"type", "Split"}, {"pattern", {{"Regex", kPattern}}}, {"behavior", "Isolated"}, {"invert", false}};
-  const ordered_json model = {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr}, {"continuing_subword_prefix", nullptr},
-                              {"end_of_word_suffix", nullptr}, {"fuse_unk", false}, {"byte_fallback", false},
-                              {"ignore_merges", true}, {"vocab", vocab}, {"merges", ordered_json::array()}};
-  const ordered_json end = {{"id", id}, {"content", kEnd}, {"single_word", false}, {"lstrip", false}, {"rstrip", false},
-                            {"normalized", false}, {"special", true}};
-  const ordered_json root = {{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr},
-                             {"added_tokens", ordered_json::array({end})}, {"normalizer", nullptr},
-                             {"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", ordered_json::array({split, byte_level})}}},
-                             {"post_processor", nullptr},
-                             {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
-                             {"model", model}};
+  const ordered_json byte_level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
+  const ordered_json split = {
+      {"type", "Split"}, {"pattern", {{"Regex", kPattern}}}, {"behavior", "Isolated"}, {"invert", false}};
+  const ordered_json model = {{"type", "BPE"},
+                              {"dropout", nullptr},
+                              {"unk_token", nullptr},
+                              {"continuing_subword_prefix", nullptr},
+                              {"end_of_word_suffix", nullptr},
+                              {"fuse_unk", false},
+                              {"byte_fallback", false},
+                              {"ignore_merges", true},
+                              {"vocab", vocab},
+                              {"merges", ordered_json::array()}};
+  const ordered_json end = {{"id", id},        {"content", kEnd},     {"single_word", false}, {"lstrip", false},
+                            {"rstrip", false}, {"normalized", false}, {"special", true}};
+  const ordered_json root = {
+      {"version", "1.0"},
+      {"truncation", nullptr},
+      {"padding", nullptr},
+      {"added_tokens", ordered_json::array({end})},
+      {"normalizer", nullptr},
+      {"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", ordered_json::array({split, byte_level})}}},
+      {"post_processor", nullptr},
+      {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
+      {"model", model}};
   return root.dump(1) + "\n";
 }
 

@@ -22,23 +22,25 @@ class Task : public SampleSource {
 };
 
 struct TaskOptions {
-  int64_t sequence = 0;        // rows of a sample, at most
+  int64_t sequence = 0;  // rows of a sample, at most
   int64_t seed = 0;
-  bool held_out = false;       // samples that training never draws, at full length and without augmentation
-  int64_t segment = 0;         // tokens of the model's memory segments, when it has any: for repeat counts
-  std::string file = "run.toml";   // of the settings, for messages
+  bool held_out = false;          // samples that training never draws, at full length and without augmentation
+  int64_t segment = 0;            // tokens of the model's memory segments, when it has any: for repeat counts
+  std::string file = "run.toml";  // of the settings, for messages
 };
 
 // Errors: kUsage for an unknown name (with the known ones), kBadInput for a setting that is unknown or out of range,
 // naming file and line.
-Result<std::unique_ptr<Task>> make_task(const std::string& name, const TaskSettings& settings, const TaskOptions& options);
+Result<std::unique_ptr<Task>> make_task(const std::string& name, const TaskSettings& settings,
+                                        const TaskOptions& options);
 
 // Reads a task's settings: every value asked for once, the rest refused.
 class SettingsReader {
  public:
-  SettingsReader(const std::string& task, const TaskSettings& settings, const std::string& file) : task_(task), settings_(settings), file_(file) {}
+  SettingsReader(const std::string& task, const TaskSettings& settings, const std::string& file)
+      : task_(task), settings_(settings), file_(file) {}
   Result<void> whole(int64_t& out, const std::string& key, int64_t low, int64_t high);
-  Result<void> real(double& out, const std::string& key, double low, double high);   // low <= value <= high
+  Result<void> real(double& out, const std::string& key, double low, double high);  // low <= value <= high
   Result<void> flag(bool& out, const std::string& key);
   Result<void> choice(std::string& out, const std::string& key, const std::vector<std::string>& words);
   Result<void> nothing_else() const;

@@ -35,8 +35,10 @@ Result<TokenFileWriter> TokenFileWriter::create(const std::string& path, const T
 Result<void> TokenFileWriter::append(std::span<const int32_t> ids) {
   for (const int32_t id : ids) {
     CHECK(id >= 0 && id < facts_.vocabulary) << id << " of " << facts_.vocabulary;
-    if (facts_.vocabulary <= 65536) put(pending_, static_cast<uint16_t>(id));
-    else put(pending_, static_cast<uint32_t>(id));
+    if (facts_.vocabulary <= 65536)
+      put(pending_, static_cast<uint16_t>(id));
+    else
+      put(pending_, static_cast<uint32_t>(id));
     if (pending_.size() >= kFlushBytes) RETURN_IF_ERROR(flush());
   }
   tokens_ += static_cast<int64_t>(ids.size());
@@ -78,7 +80,8 @@ Result<TokenFile> TokenFile::open(const std::string& path) {
   const auto bytes = out.file_->bytes();
   const auto wrong = [&](const std::string& what) { return bad_input(path + ": " + what); };
   if (!looks_like_one(bytes)) return wrong("is no token file: it does not begin with QUIPUTOK");
-  if (bytes.size() < kHeaderBytes + kFooterBytes) return wrong("token file of " + std::to_string(bytes.size()) + " bytes, cut short");
+  if (bytes.size() < kHeaderBytes + kFooterBytes)
+    return wrong("token file of " + std::to_string(bytes.size()) + " bytes, cut short");
   ByteReader head(path, bytes.subspan(8));
   ASSIGN_OR_RETURN(const uint32_t version, head.number<uint32_t>("version"));
   ASSIGN_OR_RETURN(const uint32_t width, head.number<uint32_t>("bytes of a token"));
@@ -93,8 +96,8 @@ Result<TokenFile> TokenFile::open(const std::string& path) {
   if (std::memcmp(magic.data(), kMagic, 8) != 0) return wrong("token file without its end mark: it was cut short");
   const uint64_t room = bytes.size() - kHeaderBytes - kFooterBytes;
   if (tokens > room / width || documents > room / 8 || (tokens * width + 7) / 8 * 8 + documents * 8 != room) {
-    return wrong("token file of " + std::to_string(bytes.size()) + " bytes cannot hold " + std::to_string(tokens) + " tokens of " +
-                 std::to_string(width) + " bytes in " + std::to_string(documents) + " documents");
+    return wrong("token file of " + std::to_string(bytes.size()) + " bytes cannot hold " + std::to_string(tokens) +
+                 " tokens of " + std::to_string(width) + " bytes in " + std::to_string(documents) + " documents");
   }
   if (vocabulary < 1 || vocabulary > kMaxVocabulary) {
     return wrong("vocabulary is " + std::to_string(vocabulary) + ", expected 1 to " + std::to_string(kMaxVocabulary));
@@ -104,21 +107,24 @@ Result<TokenFile> TokenFile::open(const std::string& path) {
   out.tokens_ = static_cast<int64_t>(tokens);
   out.facts_.vocabulary = static_cast<int64_t>(vocabulary);
   out.ends_.resize(documents);
-  if (documents > 0) std::memcpy(out.ends_.data(), bytes.data() + bytes.size() - kFooterBytes - documents * 8, documents * 8);
+  if (documents > 0)
+    std::memcpy(out.ends_.data(), bytes.data() + bytes.size() - kFooterBytes - documents * 8, documents * 8);
   uint64_t before = 0;
   for (uint64_t i = 0; i < documents; ++i) {
     if (out.ends_[i] <= before || out.ends_[i] > tokens) {
-      return wrong("document " + std::to_string(i) + " ends at token " + std::to_string(out.ends_[i]) + ", expected more than " +
-                   std::to_string(before) + " and at most " + std::to_string(tokens));
+      return wrong("document " + std::to_string(i) + " ends at token " + std::to_string(out.ends_[i]) +
+                   ", expected more than " + std::to_string(before) + " and at most " + std::to_string(tokens));
     }
     before = out.ends_[i];
   }
-  if (before != tokens) return wrong("the last document ends at token " + std::to_string(before) + " of " + std::to_string(tokens));
+  if (before != tokens)
+    return wrong("the last document ends at token " + std::to_string(before) + " of " + std::to_string(tokens));
   // Ids are looked at once, here: later a batch is trusted.
   for (int64_t i = 0; i < out.tokens_; ++i) {
     const uint32_t id = static_cast<uint32_t>(out.token(i));
     if (id >= vocabulary) {
-      return wrong("token " + std::to_string(i) + " is " + std::to_string(id) + ", outside the vocabulary of " + std::to_string(vocabulary));
+      return wrong("token " + std::to_string(i) + " is " + std::to_string(id) + ", outside the vocabulary of " +
+                   std::to_string(vocabulary));
     }
   }
   return out;

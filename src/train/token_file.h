@@ -23,17 +23,18 @@
 namespace quipu {
 
 struct TokenFileFacts {
-  int64_t vocabulary = 0;        // ids are below it
-  uint64_t fingerprint = 0;      // Tokenizer::fingerprint(), or 0
+  int64_t vocabulary = 0;    // ids are below it
+  uint64_t fingerprint = 0;  // Tokenizer::fingerprint(), or 0
 };
 
 class TokenFileWriter {
  public:
   // The file appears whole at commit() or not at all.
   static Result<TokenFileWriter> create(const std::string& path, const TokenFileFacts& facts);
-  // One document in parts: append() any number of times, then end_document(). Ids outside the vocabulary are our bug (CHECK).
+  // One document in parts: append() any number of times, then end_document(). Ids outside the vocabulary are our bug
+  // (CHECK).
   Result<void> append(std::span<const int32_t> ids);
-  void end_document();           // documents without a token are left out
+  void end_document();  // documents without a token are left out
   Result<void> commit();
   int64_t tokens() const { return tokens_; }
 

@@ -15,7 +15,9 @@
 namespace quipu {
 namespace {
 
-double unix_seconds() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
+double unix_seconds() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
 
 std::string whole_text(int64_t value) { return std::to_string(value); }
 
@@ -34,7 +36,7 @@ struct Trainer::Batch {
   std::vector<int64_t> offsets = {0};
   std::vector<int64_t> answer_rows, answer_ends;
   bool any_repeats = false;
-  double weight = 0;             // of the rows that count
+  double weight = 0;  // of the rows that count
 
   void add(const TrainSample& sample) {
     const int64_t base = static_cast<int64_t>(tokens.size());
@@ -55,9 +57,13 @@ struct Trainer::Batch {
     for (const int64_t end : sample.answer_ends) answer_ends.push_back(answers + end);
   }
   TrainBatch view() const { return {.tokens = tokens, .targets = targets, .weights = weights, .offsets = offsets}; }
-  TrainOptions options(const TrainSection& train) const {
+  // share: of the step's micro-batches and ranks, because what layers add to the loss is a mean of its own.
+  TrainOptions options(const TrainSection& train, double share, double progress) const {
     TrainOptions out;
     out.z_loss = train.z_loss;
+    out.router_loss = share * train.router_loss;
+    const double risen = (progress - train.write_penalty_start) / (1 - train.write_penalty_start);
+    out.write_penalty = share * train.write_penalty * std::max(risen, 0.0);
     if (any_repeats) out.write_repeats = repeats;
     return out;
   }
@@ -67,17 +73,20 @@ Result<std::unique_ptr<Trainer>> Trainer::create(const TrainerParts& parts) {
   const RunConfig& config = *parts.config;
   const int64_t ranks = parts.ranks->size(), batch = config.train.batch;
   if (batch % ranks != 0) {
-    return usage_error(config.file + ": train.batch is " + whole_text(batch) + ", expected a multiple of the " + whole_text(ranks) + " ranks");
+    return usage_error(config.file + ": train.batch is " + whole_text(batch) + ", expected a multiple of the " +
+                       whole_text(ranks) + " ranks");
   }
   const int64_t share = batch / ranks, micro = config.train.micro_batch;
   if (micro > 0 && share % micro != 0) {
-    return usage_error(config.file + ": train.micro_batch is " + whole_text(micro) + ", expected a divisor of a rank's share of the batch, " + whole_text(share));
+    return usage_error(config.file + ": train.micro_batch is " + whole_text(micro) +
+                       ", expected a divisor of a rank's share of the batch, " + whole_text(share));
   }
   const int64_t vocabulary = parts.model->config().vocabulary;
   for (const SampleSource* source : {parts.training, parts.held_out}) {
     if (source == nullptr || source->vocabulary() <= vocabulary) continue;
-    return bad_input(config.file + ": the data have tokens up to " + whole_text(source->vocabulary() - 1) + ", the model a vocabulary of " +
-                     whole_text(vocabulary) + "; set vocab_size to at least " + whole_text(source->vocabulary()));
+    return bad_input(config.file + ": the data have tokens up to " + whole_text(source->vocabulary() - 1) +
+                     ", the model a vocabulary of " + whole_text(vocabulary) + "; set vocab_size to at least " +
+                     whole_text(source->vocabulary()));
   }
   ASSIGN_OR_RETURN(Optimizer optimizer, Optimizer::create(*parts.model, config.optimizer));
   std::unique_ptr<Trainer> trainer(new Trainer(parts, std::move(optimizer)));
@@ -99,12 +108,15 @@ std::string Trainer::data_fingerprint() const {
 
 Result<void> Trainer::resume(const std::string& path) {
   ASSIGN_OR_RETURN(const CheckpointState read, read_checkpoint(path, *parts_.model, optimizer_));
-  if (read.model != state_.model) return bad_input(path + ": belongs to a model of another configuration than model.config");
+  if (read.model != state_.model)
+    return bad_input(path + ": belongs to a model of another configuration than model.config");
   if (read.seed != state_.seed) {
-    return bad_input(path + ": was written with train.seed = " + whole_text(read.seed) + ", now it is " + whole_text(state_.seed) + "; a run continues with its own seed");
+    return bad_input(path + ": was written with train.seed = " + whole_text(read.seed) + ", now it is " +
+                     whole_text(state_.seed) + "; a run continues with its own seed");
   }
   if (read.data != state_.data) {
-    return bad_input(path + ": was written while training on other data: " + printable(read.data, 300) + "; now: " + printable(state_.data, 300) +
+    return bad_input(path + ": was written while training on other data: " + printable(read.data, 300) +
+                     "; now: " + printable(state_.data, 300) +
                      ". Start anew in another output.folder, with model.init to keep the weights");
   }
   state_ = read;
@@ -115,12 +127,12 @@ Result<std::vector<Trainer::Batch>> Trainer::draw_step() {
   const int64_t share = config_.train.batch / parts_.ranks->size();
   const int64_t micro = config_.train.micro_batch > 0 ? config_.train.micro_batch : share;
   const int64_t first = state_.samples + share * parts_.ranks->rank();
-  const double progress = static_cast<double>(state_.step) / static_cast<double>(config_.train.steps);
   std::vector<Batch> batches(static_cast<size_t>(share / micro));
   for (int64_t i = 0; i < share; ++i) {
-    batches[static_cast<size_t>(i / micro)].add(parts_.training->sample(first + i, progress));
+    batches[static_cast<size_t>(i / micro)].add(parts_.training->sample(first + i, progress()));
   }
-  // Weights become shares of the whole step, so that gradients of micro-batches and ranks just add up to that of the mean.
+  // Weights become shares of the whole step, so that gradients of micro-batches and ranks just add up to that of the
+  // mean.
   double weight = 0;
   for (const Batch& batch : batches) weight += batch.weight;
   RETURN_IF_ERROR(parts_.ranks->sum(std::span<double>(&weight, 1)));
@@ -135,9 +147,11 @@ Result<Trainer::StepOutcome> Trainer::train_step() {
   ASSIGN_OR_RETURN(const std::vector<Batch> batches, draw_step());
   model.zero_gradients();
   StepOutcome out;
-  double sums[2] = {0, 0};       // loss, tokens: over ranks
+  double sums[2] = {0, 0};  // loss, tokens: over ranks
+  const double share = 1.0 / static_cast<double>(static_cast<int64_t>(batches.size()) * parts_.ranks->size());
   for (const Batch& batch : batches) {
-    ASSIGN_OR_RETURN(const StepLoss loss, model.forward_backward(batch.view(), batch.options(config_.train)));
+    ASSIGN_OR_RETURN(const StepLoss loss,
+                     model.forward_backward(batch.view(), batch.options(config_.train, share, progress())));
     sums[0] += loss.sums.weighted;
     sums[1] += static_cast<double>(batch.tokens.size());
     out.flops += model.step_flops(batch.offsets);
@@ -150,7 +164,8 @@ Result<Trainer::StepOutcome> Trainer::train_step() {
   if (!std::isfinite(out.loss) || !std::isfinite(out.gradient_norm)) {
     RETURN_IF_ERROR(save_bad_batch(batches, out.loss, out.gradient_norm));
   }
-  optimizer_.apply(state_.step, schedule_factor(config_.optimizer, state_.step, config_.train.steps), out.gradient_norm);
+  optimizer_.apply(state_.step, schedule_factor(config_.optimizer, state_.step, config_.train.steps),
+                   out.gradient_norm);
   ++state_.step;
   state_.samples += config_.train.batch;
   state_.tokens += out.tokens;
@@ -159,7 +174,8 @@ Result<Trainer::StepOutcome> Trainer::train_step() {
 
 // Always an error: says where the batch is and what to try. The weights are still those before the step.
 Result<void> Trainer::save_bad_batch(const std::vector<Batch>& batches, double loss, double norm) const {
-  const std::string path = config_.output.folder + "/bad-batch-step-" + whole_text(state_.step) + "-rank-" + whole_text(parts_.ranks->rank()) + ".safetensors";
+  const std::string path = config_.output.folder + "/bad-batch-step-" + whole_text(state_.step) + "-rank-" +
+                           whole_text(parts_.ranks->rank()) + ".safetensors";
   Batch all;
   std::vector<int64_t> offsets = {0};
   for (const Batch& batch : batches) {
@@ -177,25 +193,28 @@ Result<void> Trainer::save_bad_batch(const std::vector<Batch>& batches, double l
       {"weights", {DType::kF32, {rows}, std::as_bytes(std::span(all.weights))}},
   };
   const Result<void> written = write_safetensors(path, tensors, {{"step", whole_text(state_.step)}});
-  return failed("step " + whole_text(state_.step) + ": the loss is " + short_text(loss) + " and the norm of the gradient " + short_text(norm) +
-                (written.ok() ? "; the batch is in " + path : "; the batch could not be saved: " + written.error().message) +
-                ". Checkpoints are as they were; a lower optimizer.learning_rate or more warmup_steps may help");
+  return failed(
+      "step " + whole_text(state_.step) + ": the loss is " + short_text(loss) + " and the norm of the gradient " +
+      short_text(norm) +
+      (written.ok() ? "; the batch is in " + path : "; the batch could not be saved: " + written.error().message) +
+      ". Checkpoints are as they were; a lower optimizer.learning_rate or more warmup_steps may help");
 }
 
 Result<Evaluation> Trainer::evaluate() {
   CHECK(parts_.held_out != nullptr);
   int64_t count = config_.evaluate.sequences;
   if (parts_.held_out->samples_per_epoch() > 0) count = std::min(count, parts_.held_out->samples_per_epoch());
-  double sums[7] = {};           // loss, weight, tokens, answer tokens, right ones, answers, right ones
+  double sums[7] = {};  // loss, weight, tokens, answer tokens, right ones, answers, right ones
   std::vector<int32_t> predictions;
   for (int64_t i = parts_.ranks->rank(); i < count; i += parts_.ranks->size()) {
     Batch batch;
     batch.add(parts_.held_out->sample(i, 1.0));
     predictions.resize(batch.tokens.size());
-    TrainOptions options = batch.options(config_.train);
+    TrainOptions options = batch.options(config_.train, 0, 0);
     options.z_loss = 0;
     options.serving = true;
-    ASSIGN_OR_RETURN(const StepLoss loss, parts_.model->evaluate(batch.view(), {.losses = {}, .predictions = predictions}, options));
+    ASSIGN_OR_RETURN(const StepLoss loss,
+                     parts_.model->evaluate(batch.view(), {.losses = {}, .predictions = predictions}, options));
     sums[0] += loss.sums.weighted;
     sums[1] += loss.sums.weight;
     sums[2] += static_cast<double>(loss.sums.rows);
@@ -241,8 +260,13 @@ Result<void> Trainer::open_logs() {
 
 Result<void> Trainer::log_step(const StepReport& r) {
   if (!metrics_.has_value()) return {};
-  MetricsLine line{r.step, {{"tokens", static_cast<double>(r.tokens)}, {"loss", r.loss}, {"learning_rate", r.learning_rate},
-                            {"gradient_norm", r.gradient_norm}, {"tokens_per_second", r.tokens_per_second}, {"seconds", r.seconds}}};
+  MetricsLine line{r.step,
+                   {{"tokens", static_cast<double>(r.tokens)},
+                    {"loss", r.loss},
+                    {"learning_rate", r.learning_rate},
+                    {"gradient_norm", r.gradient_norm},
+                    {"tokens_per_second", r.tokens_per_second},
+                    {"seconds", r.seconds}}};
   if (r.roof_share > 0) line.values.emplace_back("roof_share", r.roof_share);
   RETURN_IF_ERROR(metrics_->add(line));
   if (tensorboard_.has_value()) RETURN_IF_ERROR(tensorboard_->add(line, unix_seconds()));
@@ -255,7 +279,8 @@ Result<void> Trainer::log_evaluation(TrainObserver& observer, TrainSummary& summ
   summary.evaluation = evaluation;
   observer.evaluated(state_.step, evaluation);
   if (!metrics_.has_value()) return {};
-  MetricsLine line{state_.step, {{"held_out_loss", evaluation.loss}, {"held_out_tokens", static_cast<double>(evaluation.tokens)}}};
+  MetricsLine line{state_.step,
+                   {{"held_out_loss", evaluation.loss}, {"held_out_tokens", static_cast<double>(evaluation.tokens)}}};
   if (evaluation.questions > 0) {
     line.values.emplace_back("held_out_answer_accuracy", evaluation.answer_accuracy);
     line.values.emplace_back("held_out_exact", evaluation.exact);
@@ -267,7 +292,8 @@ Result<void> Trainer::log_evaluation(TrainObserver& observer, TrainSummary& summ
 
 Result<void> Trainer::checkpoint(TrainObserver& observer, TrainSummary& summary) {
   if (parts_.ranks->rank() == 0) {
-    ASSIGN_OR_RETURN(summary.checkpoint, write_checkpoint(config_.output.folder, *parts_.model, optimizer_, state_, config_.output.keep));
+    ASSIGN_OR_RETURN(summary.checkpoint,
+                     write_checkpoint(config_.output.folder, *parts_.model, optimizer_, state_, config_.output.keep));
     observer.saved(summary.checkpoint);
     RETURN_IF_ERROR(write_report());
   }
@@ -278,15 +304,18 @@ Result<void> Trainer::write_report() const {
   if (!config_.output.report || !metrics_.has_value()) return {};
   ReportFacts facts;
   facts.title = "Training run " + std::filesystem::path(config_.output.folder).lexically_normal().filename().string();
-  facts.rows = {{"configuration", config_.file},
-                {"model", whole_text(parts_.model->parameter_count()) + " parameters, " + whole_text(static_cast<int64_t>(parts_.model->config().layers.size())) +
-                              " layers of " + whole_text(parts_.model->config().hidden)},
-                {"data", parts_.training->description()},
-                {"step", whole_text(state_.step) + " of " + whole_text(config_.train.steps) + ", " + whole_text(config_.train.batch) + " x " +
-                             whole_text(config_.train.sequence) + " tokens each"},
-                {"tokens", whole_text(state_.tokens)},
-                {"time", short_text(state_.seconds / 60) + " minutes"},
-                {"products", parts_.model->ops().name() + ", " + whole_text(parts_.model->ops().threads()) + " threads, " + whole_text(parts_.ranks->size()) + " ranks"}};
+  facts.rows = {
+      {"configuration", config_.file},
+      {"model", whole_text(parts_.model->parameter_count()) + " parameters, " +
+                    whole_text(static_cast<int64_t>(parts_.model->config().layers.size())) + " layers of " +
+                    whole_text(parts_.model->config().hidden)},
+      {"data", parts_.training->description()},
+      {"step", whole_text(state_.step) + " of " + whole_text(config_.train.steps) + ", " +
+                   whole_text(config_.train.batch) + " x " + whole_text(config_.train.sequence) + " tokens each"},
+      {"tokens", whole_text(state_.tokens)},
+      {"time", short_text(state_.seconds / 60) + " minutes"},
+      {"products", parts_.model->ops().name() + ", " + whole_text(parts_.model->ops().threads()) + " threads, " +
+                       whole_text(parts_.ranks->size()) + " ranks"}};
   return write_html_report(config_.output.folder + "/report.html", facts, metrics_->history());
 }
 
@@ -300,12 +329,14 @@ Result<TrainSummary> Trainer::run(TrainObserver& observer) {
   int64_t reported_tokens = state_.tokens, unreported = 0, saved_step = state_.step;
   while (state_.step < steps) {
     // All ranks decide together, so that none waits for one that left.
-    const bool due = monotonic_seconds() - last_saved > 60 * config_.output.checkpoint_minutes && config_.output.checkpoint_minutes > 0;
+    const bool due = monotonic_seconds() - last_saved > 60 * config_.output.checkpoint_minutes &&
+                     config_.output.checkpoint_minutes > 0;
     double flags[2] = {observer.should_stop() ? 1.0 : 0.0, due && parts_.ranks->rank() == 0 ? 1.0 : 0.0};
     RETURN_IF_ERROR(parts_.ranks->sum(std::span<double>(flags)));
     summary.stopped_early = flags[0] > 0;
     const int64_t by_steps = config_.output.checkpoint_steps;
-    if ((summary.stopped_early || flags[1] > 0 || (by_steps > 0 && state_.step % by_steps == 0)) && state_.step > saved_step) {
+    if ((summary.stopped_early || flags[1] > 0 || (by_steps > 0 && state_.step % by_steps == 0)) &&
+        state_.step > saved_step) {
       RETURN_IF_ERROR(checkpoint(observer, summary));
       saved_step = state_.step;
       last_saved = monotonic_seconds();
@@ -322,12 +353,13 @@ Result<TrainSummary> Trainer::run(TrainObserver& observer) {
     report.learning_rate = config_.optimizer.learning_rate * schedule_factor(config_.optimizer, state_.step - 1, steps);
     report.gradient_norm = step.gradient_norm;
     report.seconds = state_.seconds;
-    report.seconds_left = (now - start) / static_cast<double>(state_.step - first_step) * static_cast<double>(steps - state_.step);
+    report.seconds_left =
+        (now - start) / static_cast<double>(state_.step - first_step) * static_cast<double>(steps - state_.step);
     report.tokens_per_second = static_cast<double>(state_.tokens - reported_tokens) / std::max(now - last_report, 1e-9);
     if (parts_.roof_flops > 0) report.roof_share = flops / std::max(now - last_report, 1e-9) / parts_.roof_flops;
     observer.stepped(report);
     if (state_.step % config_.output.log_steps == 0 || state_.step == steps) {
-      report.loss = loss / static_cast<double>(unreported);   // the mean since the last line
+      report.loss = loss / static_cast<double>(unreported);  // the mean since the last line
       RETURN_IF_ERROR(log_step(report));
       reported_tokens = state_.tokens;
       unreported = 0;
@@ -344,8 +376,10 @@ Result<TrainSummary> Trainer::run(TrainObserver& observer) {
   summary.seconds = monotonic_seconds() - start;
   summary.tokens_per_second = static_cast<double>(state_.tokens - first_tokens) / std::max(summary.seconds, 1e-9);
   if (!summary.stopped_early) RETURN_IF_ERROR(log_evaluation(observer, summary));
-  if (state_.step > saved_step) RETURN_IF_ERROR(checkpoint(observer, summary));
-  else if (parts_.ranks->rank() == 0) RETURN_IF_ERROR(write_report());
+  if (state_.step > saved_step)
+    RETURN_IF_ERROR(checkpoint(observer, summary));
+  else if (parts_.ranks->rank() == 0)
+    RETURN_IF_ERROR(write_report());
   return summary;
 }
 

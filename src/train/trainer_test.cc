@@ -21,7 +21,8 @@ namespace fs = std::filesystem;
 using testing::AllOf;
 using testing::HasSubstr;
 
-constexpr char kModel[] = R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "num_hidden_layers": 2,
+constexpr char kModel[] =
+    R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "num_hidden_layers": 2,
   "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 257, "intermediate_size": 64, "hidden_act": "silu",
   "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": true})";
 
@@ -45,13 +46,22 @@ class Stopper : public TrainObserver {
 struct Rig {
   explicit Rig(const RunConfig& run_config) : config(run_config) {
     ops = std::move(make_cpu_training_ops({.threads = 1})).value();
-    model = std::move(TrainableModel<float>::create(std::move(read_hf_config("config.json", kModel)).value(), *ops, {})).value();
+    model = std::move(TrainableModel<float>::create(std::move(read_hf_config("config.json", kModel)).value(), *ops, {}))
+                .value();
     model->initialise(static_cast<uint64_t>(config.train.seed));
     const TaskSettings settings{{{"letters", {int64_t{4}, 0}}, {"alphabet", {int64_t{8}, 0}}}};
-    training = std::move(make_task("copy", settings, {.sequence = config.train.sequence, .seed = config.train.seed})).value();
-    held_out = std::move(make_task("copy", settings, {.sequence = config.train.sequence, .seed = config.train.seed, .held_out = true})).value();
+    training =
+        std::move(make_task("copy", settings, {.sequence = config.train.sequence, .seed = config.train.seed})).value();
+    held_out = std::move(make_task("copy", settings,
+                                   {.sequence = config.train.sequence, .seed = config.train.seed, .held_out = true}))
+                   .value();
     ranks = std::move(join_ranks([] { return false; })).value();
-    trainer = std::move(Trainer::create({.config = &config, .model = model.get(), .training = training.get(), .held_out = held_out.get(), .ranks = ranks.get()})).value();
+    trainer = std::move(Trainer::create({.config = &config,
+                                         .model = model.get(),
+                                         .training = training.get(),
+                                         .held_out = held_out.get(),
+                                         .ranks = ranks.get()}))
+                  .value();
   }
   std::vector<float> weights() const { return {model->weights().begin(), model->weights().end()}; }
 
@@ -65,7 +75,9 @@ struct Rig {
 
 class TrainerTest : public testing::Test {
  protected:
-  TrainerTest() : folder_(fs::temp_directory_path() / ("quipu-trainer-" + std::to_string(getpid()) + "-" + testing::UnitTest::GetInstance()->current_test_info()->name())) {
+  TrainerTest()
+      : folder_(fs::temp_directory_path() / ("quipu-trainer-" + std::to_string(getpid()) + "-" +
+                                             testing::UnitTest::GetInstance()->current_test_info()->name())) {
     fs::create_directories(folder_);
     config_.file = "run.toml";
     config_.train.steps = 12;
@@ -122,7 +134,7 @@ TEST_F(TrainerTest, AStoppedRunGoesOnToTheSameBits) {
     EXPECT_THAT(summary->checkpoint, HasSubstr("checkpoint-00000005"));
   }
   Rig second(again);
-  second.model->initialise(99);   // whatever was there is replaced
+  second.model->initialise(99);  // whatever was there is replaced
   ASSERT_TRUE(second.trainer->resume(find_checkpoints(again.output.folder).back()).ok());
   EXPECT_EQ(second.trainer->step(), 5);
   Stopper rest;
@@ -150,7 +162,7 @@ TEST_F(TrainerTest, KeepsTheNewestCheckpoints) {
   Rig run(config_);
   Stopper observer;
   ASSERT_TRUE(run.trainer->run(observer).ok());
-  EXPECT_EQ(observer.checkpoints.size(), 4u);   // 3, 6, 9, 12
+  EXPECT_EQ(observer.checkpoints.size(), 4u);  // 3, 6, 9, 12
   EXPECT_THAT(find_checkpoints(config_.output.folder), testing::ElementsAre(checkpoint(9), checkpoint(12)));
 }
 
@@ -169,7 +181,8 @@ TEST_F(TrainerTest, ADamagedCheckpointIsRefusedAndChangesNothing) {
   }
   Rig run(config_);
   const std::vector<float> before = run.weights();
-  EXPECT_THAT(run.trainer->resume(checkpoint(12)).error().message, AllOf(HasSubstr("checkpoint-00000012"), HasSubstr("damaged")));
+  EXPECT_THAT(run.trainer->resume(checkpoint(12)).error().message,
+              AllOf(HasSubstr("checkpoint-00000012"), HasSubstr("damaged")));
   EXPECT_EQ(run.weights(), before);
   EXPECT_EQ(run.trainer->step(), 0);
   fs::resize_file(checkpoint(12), size - 1000);
@@ -192,7 +205,8 @@ TEST_F(TrainerTest, ACheckpointOfAnotherRunIsRefused) {
   other = config_;
   other.train.batch = 8;
   EXPECT_THAT(Rig(other).trainer->resume(checkpoint(12)).error().message, HasSubstr("other data"));
-  EXPECT_THAT(Rig(config_).trainer->resume(config_.output.folder + "/metrics.jsonl").error().message, HasSubstr("metrics.jsonl"));
+  EXPECT_THAT(Rig(config_).trainer->resume(config_.output.folder + "/metrics.jsonl").error().message,
+              HasSubstr("metrics.jsonl"));
 }
 
 TEST_F(TrainerTest, AFullDiskLeavesTheLastCheckpoint) {
@@ -215,7 +229,8 @@ TEST_F(TrainerTest, AFullDiskLeavesTheLastCheckpoint) {
   setrlimit(RLIMIT_FSIZE, &old);
   std::signal(SIGXFSZ, handler);
   ASSERT_FALSE(summary.ok());
-  EXPECT_THAT(summary.error().message, AllOf(HasSubstr("checkpoint-00000012"), HasSubstr("nothing that was there is lost")));
+  EXPECT_THAT(summary.error().message,
+              AllOf(HasSubstr("checkpoint-00000012"), HasSubstr("nothing that was there is lost")));
   EXPECT_THAT(find_checkpoints(config_.output.folder), testing::ElementsAre(checkpoint(5)));
   for (const auto& entry : fs::directory_iterator(config_.output.folder)) EXPECT_NE(entry.path().extension(), ".tmp");
   Rig after(config_);
@@ -268,10 +283,16 @@ TEST_F(TrainerTest, WhatDoesNotFitIsRefusedAtTheStart) {
   Rig run(config_);
   RunConfig odd = config_;
   odd.train.micro_batch = 3;
-  EXPECT_THAT(Trainer::create({.config = &odd, .model = run.model.get(), .training = run.training.get(), .ranks = run.ranks.get()}).error().message,
+  EXPECT_THAT(Trainer::create(
+                  {.config = &odd, .model = run.model.get(), .training = run.training.get(), .ranks = run.ranks.get()})
+                  .error()
+                  .message,
               HasSubstr("train.micro_batch is 3, expected a divisor"));
   auto passkey = std::move(make_task("passkey", {}, {.sequence = 512, .seed = 1})).value();
-  EXPECT_THAT(Trainer::create({.config = &config_, .model = run.model.get(), .training = passkey.get(), .ranks = run.ranks.get()}).error().message,
+  EXPECT_THAT(Trainer::create(
+                  {.config = &config_, .model = run.model.get(), .training = passkey.get(), .ranks = run.ranks.get()})
+                  .error()
+                  .message,
               HasSubstr("the model a vocabulary of 257"));
 }
 

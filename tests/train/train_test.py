@@ -332,9 +332,9 @@ folder = "{folder}"
 class Refusals(Case):
     def test_each_is_one_clear_line(self):
         base = COPY.format(folder="bad") + MODEL.format(vocabulary=257)
-        self.assertIn("bad.toml:2: unknown key data.tusk", self.refused(3, "train", write("bad.toml", base.replace("task =", "tusk =", 1).lstrip())))
+        self.assertIn("bad.toml:2: unknown key data.tusk", self.refused(3, "train", write("bad.toml", '[data]\ntusk = "copy"\n[train]\nsteps = 1\n' + MODEL.format(vocabulary=257))))
         self.assertIn("train.steps is -1", self.refused(3, "train", write("bad.toml", base.replace("steps = 40", "steps = -1"))))
-        self.assertIn("data.task", self.refused(2, "train", write("bad.toml", base.replace('task = "copy"', 'task = "cpy"'))))
+        self.assertIn("there is no task cpy; there are copy, passkey", self.refused(2, "train", write("bad.toml", base.replace('task = "copy"', 'task = "cpy"').replace("[data.copy]", "[data.cpy]"))))
         self.assertIn("set vocab_size to at least 257", self.refused(3, "train", write("bad.toml", COPY.format(folder="bad") + MODEL.format(vocabulary=100))))
         self.assertIn("nothing.toml", self.refused(3, "train", "nothing.toml"))
         self.assertIn("needs a configuration", self.refused(2, "train"))

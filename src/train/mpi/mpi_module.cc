@@ -1,7 +1,7 @@
 // The only file that speaks MPI. Built as a module when OpenMPI is there; loaded when `mpirun` started the program.
 #include "train/mpi/mpi_module.h"
 
-#define OMPI_SKIP_MPICXX 1   // the C interface alone: its C++ bindings want a library of their own
+#define OMPI_SKIP_MPICXX 1  // the C interface alone: its C++ bindings want a library of their own
 #include <mpi.h>
 #include <time.h>
 
@@ -21,7 +21,8 @@ double seconds() {
 
 int gather(void* out, const void* in, int64_t bytes, int (*should_stop)(void*), void* context) {
   MPI_Request request;
-  if (MPI_Iallgather(in, static_cast<int>(bytes), MPI_BYTE, out, static_cast<int>(bytes), MPI_BYTE, MPI_COMM_WORLD, &request) != MPI_SUCCESS) {
+  if (MPI_Iallgather(in, static_cast<int>(bytes), MPI_BYTE, out, static_cast<int>(bytes), MPI_BYTE, MPI_COMM_WORLD,
+                     &request) != MPI_SUCCESS) {
     return kQuipuMpiFailed;
   }
   double stop_seen = 0;

@@ -10,8 +10,8 @@ enum QuipuMpiOutcome { kQuipuMpiDone = 0, kQuipuMpiStopped = 1, kQuipuMpiFailed 
 
 struct QuipuMpi {
   int rank, size;
-  // Every rank's `bytes` bytes to all, in the order of ranks: out holds size * bytes. should_stop(context) is asked now and
-  // then while waiting.
+  // Every rank's `bytes` bytes to all, in the order of ranks: out holds size * bytes. should_stop(context) is asked now
+  // and then while waiting.
   int (*gather)(void* out, const void* in, int64_t bytes, int (*should_stop)(void*), void* context);
   // Leaves; after a failure the other ranks are not waited for.
   void (*leave)(int failed);
