@@ -55,9 +55,11 @@ const SweepCase* reference_of(const SweepReport& report, const SweepCase& one) {
 }
 
 std::string sweep_text(const SweepReport& report, DType cache) {
-  std::string text = printable(report.shape) + ": " + report.shape_text + " | " + report.backend +
-                     text_f(", %d threads, cache ", report.threads) + std::string(dtype_name(cache)) +
-                     ", weights bf16, random\n";
+  std::string text = wrapped(printable(report.shape.substr(report.shape.rfind('/') + 1)) + ": " + report.shape_text +
+                                 " | " + report.backend + text_f(", %d threads, cache ", report.threads) +
+                                 std::string(dtype_name(cache)) + ", weights bf16, random",
+                             100) +
+                     "\n";
   std::vector<SweepCase> cases = report.cases;
   const auto before = [](const SweepCase& a, const SweepCase& b) {
     return std::pair(a.batch, a.context) < std::pair(b.batch, b.context);
@@ -89,10 +91,14 @@ std::string sweep_text(const SweepReport& report, DType cache) {
     i = end;
   }
   text +=
-      "\ntok/s: one token more in every sequence, all sequences together; +-: half the spread of groups of steps.\n"
-      "prompt: tokens a second of a prompt from the start. state: of one sequence. peak: of the process, "
-      "weights\nincluded" +
-      std::string(report.peak_per_case ? "" : ", since its start (this system does not let it be reset)") + ".\n";
+      "\n" +
+      wrapped(
+          "tok/s: one token more in every sequence, all sequences together; +-: half the spread of groups of steps. "
+          "prompt: tokens a second of a prompt from the start. state: of one sequence. peak: of the process, weights "
+          "included" +
+              std::string(report.peak_per_case ? "" : ", since its start (this system does not let it be reset)") + ".",
+          100) +
+      "\n";
   for (const std::string& rule : report.rules) text += wrapped(rule, 100) + "\n";
   return text + (report.interrupted ? "Interrupted: what was measured until then.\n" : "");
 }

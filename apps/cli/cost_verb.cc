@@ -56,7 +56,7 @@ const RoomCosts* reference_of(const CostTable& table) {
 
 std::string context_table(const CostTable& table, size_t context) {
   std::vector<std::vector<std::string>> rows = {
-      {"memory of the context", "state", "", "FLOP/token", "", "read/token", "", "FLOP/prompt", ""}};
+      {"memory of the context", "state", "", "FLOP/tok", "", "read/tok", "", "prompt", ""}};
   const RoomCosts* reference = reference_of(table);
   bool depths = false;
   for (const RoomCosts& room : table.rooms) {
@@ -105,9 +105,12 @@ std::string cost_text(const CostTable& table, DType cache) {
                             table.weights_seen ? "" : " (assumed: no weights there)");
   text = wrapped(text, kColumns) + "\n\n";
   for (size_t i = 0; i < table.rooms.front().at.size(); ++i) text += context_table(table, i);
-  text +=
-      "Beside each number: its ratio to MHA. FLOP/token and read/token: of one more token at that depth,\n"
-      "weights included.\n";
+  text += wrapped(
+              "Beside each number: its ratio to MHA. FLOP/tok and read/tok: operations, and bytes of weights and "
+              "state, of one "
+              "more token at that depth. prompt: operations of reading the whole context.",
+              kColumns) +
+          "\n";
   for (const std::string& rule : table.rules) text += wrapped(rule, kColumns) + "\n";
   return text + wrapped(memory_note(table), kColumns) + "\n";
 }

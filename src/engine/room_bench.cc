@@ -120,7 +120,7 @@ Result<std::unique_ptr<RandomModel>> RandomModel::create(const ModelConfig& conf
       const bool norm = ends_with(tensor.role, "norm");
       std::fill_n(buffer.as<float>(), count, norm ? 1.0f : 0.0f);
     }
-    if (tensor.role == "router") {
+    if (tensor.role == "mixture_of_depths.router") {
       router_square = 0;
       for (int64_t i = 0; i < count; ++i) {
         const double value = bf16_to_f32(buffer.as<uint16_t>()[i]);
@@ -128,7 +128,7 @@ Result<std::unique_ptr<RandomModel>> RandomModel::create(const ModelConfig& conf
       }
     }
     // A router's score of a row of random direction and RMS 1 is normal with the router's length as spread.
-    if (tensor.role == "router_threshold") {
+    if (tensor.role == "mixture_of_depths.router_threshold") {
       constexpr double kUpperEighth = 1.15034938;  // of a normal number: 12.5 % are above
       buffer.as<float>()[0] = static_cast<float>(kUpperEighth * std::sqrt(router_square));
     }

@@ -114,7 +114,10 @@ class BenchRooms(Case):
             self.assertGreater(case["decode_tokens_per_second"]["median"], 0)
             self.assertGreater(case["prompt_tokens_per_second"], 0)
             self.assertGreaterEqual(case["peak_bytes"], case["held_bytes"])
-            self.assertLess(case["routed_share"], 1.01 if not case["mixture_of_depths"] else 0.5)
+            if case["mixture_of_depths"]:
+                self.assertTrue(0.02 < case["routed_share"] < 0.3, case)
+            else:
+                self.assertEqual(case["routed_share"], 1)
         mha = [c for c in report["cases"] if c["key"] == "mha" and c["context"] == 512]
         self.assertEqual({c["state_bytes"] for c in mha}, {4 * 2 * 4 * 16 * 2 * 512})
         ElementTree.parse(cli_test.FOLDER / "rooms.svg")
