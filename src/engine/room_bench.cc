@@ -197,9 +197,10 @@ std::vector<int32_t> RoomRunner::random_tokens(int64_t count) {
 
 Result<void> RoomRunner::begin(int64_t batch, int64_t context) {
   states_.clear();
+  pages_ = std::make_unique<PagePool>();
   const std::vector<StateLayout> layouts = runtime_.model->state_layouts(runtime_.state);
   for (int64_t i = 0; i < batch; ++i) {
-    ASSIGN_OR_RETURN(SequenceState state, SequenceState::create(layouts, context, runtime_.pages));
+    ASSIGN_OR_RETURN(SequenceState state, SequenceState::create(layouts, context, *pages_));
     states_.push_back(std::move(state));
   }
   return {};

@@ -90,6 +90,7 @@ class RoomRunner {
 
   std::unique_ptr<RandomModel> weights_;
   Runtime runtime_;
+  std::unique_ptr<PagePool> pages_;   // of the states; new with every begin(), so that peaks are of one case
   std::vector<SequenceState> states_;
   std::vector<std::byte> noise_;  // rows to copy into states
   uint64_t random_state_ = 1;
