@@ -54,7 +54,6 @@ struct ModelFacts {
   int64_t parameters = 0;
   uint64_t weight_bytes = 0;           // in the file
   // Heads of the first layer; kv_heads and head_dim are 0 where its room knows no such thing.
-  // Heads of the first layer; kv_heads and head_dim are 0 where its room knows no such thing.
   int64_t layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, feed_forward = 0, vocabulary = 0;
   int64_t trained_context = 0;
   std::vector<std::string> layer_rooms;      // the room of every layer, e.g. "grouped_query"
