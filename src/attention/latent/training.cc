@@ -39,7 +39,7 @@ class TrainableLatent final : public TrainableAttention<Real> {
     core_.project(saved, scratch.core, x, call);
     core_.expand(saved, scratch.core, saved.latent, call);
     call.ops.attention(saved.attended, saved.log_sum_exp, {saved.query, saved.key, saved.value}, pattern(scratch, call.batch));
-    core_.finish(out, saved, call);
+    core_.finish(out, saved.attended, call);
     return 0;
   }
 
@@ -49,7 +49,7 @@ class TrainableLatent final : public TrainableAttention<Real> {
     const Saved saved(saved_carver, core_, x.rows);
     const Scratch scratch(scratch_carver, core_, call.batch);
     const auto& core = scratch.core;
-    core_.unfinish(saved, core, dout, call);
+    core_.unfinish(core, dout, saved.attended, call);
     call.ops.attention_backward({core.dquery, core.dkey, core.dvalue}, core.dattended, {saved.query, saved.key, saved.value},
                                 {saved.attended, saved.log_sum_exp}, pattern(scratch, call.batch));
     core_.unexpand(core.dlatent, core, saved.latent, call);

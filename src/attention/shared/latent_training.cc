@@ -171,7 +171,16 @@ MatrixView<const Real> LatentTraining<Real>::up_weight(const Scratch& scratch, c
 }
 
 template <class Real>
-void LatentTraining<Real>::split_gradient(const Scratch& scratch, const Call& call) const {
+MatrixView<Real> LatentTraining<Real>::begin_up_gradient(const Scratch& scratch, const Call& call) const {
+  if (!split()) return gradient(call, order_.latent_up);
+  if (gradient(call, order_.key_up).data == nullptr && gradient(call, order_.value_up).data == nullptr) return {};
+  std::fill_n(scratch.djoint.data, scratch.djoint.rows * scratch.djoint.cols, Real{0});
+  return scratch.djoint;
+}
+
+template <class Real>
+void LatentTraining<Real>::end_up_gradient(const Scratch& scratch, const Call& call) const {
+  if (!split()) return;
   const Matrix key = gradient(call, order_.key_up), value = gradient(call, order_.value_up);
   for (int64_t head = 0; head < s_.heads; ++head) {
     for (int64_t c = 0; key.data != nullptr && c < s_.nope_dim; ++c) {
@@ -201,14 +210,58 @@ void LatentTraining<Real>::expand(const Saved& saved, const Scratch& scratch, Co
 }
 
 template <class Real>
-void LatentTraining<Real>::finish(Matrix out, const Saved& saved, const Call& call) const {
-  call.ops.matmul(out, saved.attended, weight(call, order_.output), bias(call, order_.output_bias));
+void LatentTraining<Real>::finish(Matrix out, ConstMatrix heads, const Call& call) const {
+  call.ops.matmul(out, heads, weight(call, order_.output), bias(call, order_.output_bias));
 }
 
 template <class Real>
-void LatentTraining<Real>::unfinish(const Saved& saved, const Scratch& scratch, ConstMatrix dout, const Call& call) const {
+void LatentTraining<Real>::unfinish(const Scratch& scratch, ConstMatrix dout, ConstMatrix heads, const Call& call) const {
   const LinearBackward<Real> output{dout, weight(call, order_.output), gradient(call, order_.output), dbias(call, order_.output_bias)};
-  call.ops.matmul_backward(scratch.dattended, output, saved.attended);
+  call.ops.matmul_backward(scratch.dattended, output, heads);
+}
+
+// The products of every head with its part of the up-projection: rows [UK_i | UV_i] of head i.
+template <class Real>
+void LatentTraining<Real>::absorb(Matrix out, const Saved& saved, const Scratch& scratch, const Call& call) const {
+  const ConstMatrix up = up_weight(scratch, call);
+  call.ops.batched_gemm({.kind = GemmKind::kNN, .m = out.rows, .n = s_.rank, .k = s_.nope_dim, .c = out.data, .a = saved.query.data,
+                         .b = up.data, .c_ld = out.stride, .a_ld = saved.query.stride, .b_ld = up.stride, .c_step = s_.rank,
+                         .a_step = s_.query_dim(), .b_step = s_.up_dim() * up.stride, .batch = s_.heads});
+}
+
+template <class Real>
+void LatentTraining<Real>::raise_values(Matrix out, const Scratch& scratch, ConstMatrix sums, const Call& call) const {
+  const ConstMatrix up = up_weight(scratch, call);
+  call.ops.batched_gemm({.kind = GemmKind::kNT, .m = out.rows, .n = s_.value_dim, .k = s_.rank, .c = out.data, .a = sums.data,
+                         .b = up.row(s_.nope_dim), .c_ld = out.stride, .a_ld = sums.stride, .b_ld = up.stride, .c_step = s_.value_dim,
+                         .a_step = s_.rank, .b_step = s_.up_dim() * up.stride, .batch = s_.heads});
+}
+
+template <class Real>
+void LatentTraining<Real>::raise_backward(Matrix dsums, const Scratch& scratch, ConstMatrix draised, const Call& call) const {
+  const ConstMatrix up = up_weight(scratch, call);
+  call.ops.batched_gemm({.kind = GemmKind::kNN, .m = dsums.rows, .n = s_.rank, .k = s_.value_dim, .c = dsums.data, .a = draised.data,
+                         .b = up.row(s_.nope_dim), .c_ld = dsums.stride, .a_ld = draised.stride, .b_ld = up.stride, .c_step = s_.rank,
+                         .a_step = s_.value_dim, .b_step = s_.up_dim() * up.stride, .batch = s_.heads});
+}
+
+template <class Real>
+void LatentTraining<Real>::absorbed_backward(const Saved& saved, const Scratch& scratch, ConstMatrix dabsorbed, ConstMatrix draised,
+                                             ConstMatrix sums, const Call& call) const {
+  const ConstMatrix up = up_weight(scratch, call);
+  call.ops.batched_gemm({.kind = GemmKind::kNT, .m = dabsorbed.rows, .n = s_.nope_dim, .k = s_.rank, .c = scratch.dquery.data,
+                         .a = dabsorbed.data, .b = up.data, .c_ld = scratch.dquery.stride, .a_ld = dabsorbed.stride, .b_ld = up.stride,
+                         .c_step = s_.query_dim(), .a_step = s_.rank, .b_step = s_.up_dim() * up.stride, .batch = s_.heads, .beta = 1});
+  const Matrix dup = begin_up_gradient(scratch, call);
+  if (dup.data == nullptr) return;
+  // dUK_i += qN_i^T dabsorbed_i;  dUV_i += draised_i^T sums_i
+  call.ops.batched_gemm({.kind = GemmKind::kTN, .m = s_.nope_dim, .n = s_.rank, .k = dabsorbed.rows, .c = dup.data,
+                         .a = saved.query.data, .b = dabsorbed.data, .c_ld = dup.stride, .a_ld = saved.query.stride, .b_ld = dabsorbed.stride,
+                         .c_step = s_.up_dim() * dup.stride, .a_step = s_.query_dim(), .b_step = s_.rank, .batch = s_.heads, .beta = 1});
+  call.ops.batched_gemm({.kind = GemmKind::kTN, .m = s_.value_dim, .n = s_.rank, .k = sums.rows, .c = dup.row(s_.nope_dim),
+                         .a = draised.data, .b = sums.data, .c_ld = dup.stride, .a_ld = draised.stride, .b_ld = sums.stride,
+                         .c_step = s_.up_dim() * dup.stride, .a_step = s_.value_dim, .b_step = s_.rank, .batch = s_.heads, .beta = 1});
+  end_up_gradient(scratch, call);
 }
 
 template <class Real>
@@ -224,11 +277,9 @@ void LatentTraining<Real>::unexpand(Matrix dlatents, const Scratch& scratch, Con
       std::copy_n(scratch.dvalue.row(row) + head * s_.value_dim, s_.value_dim, up + s_.nope_dim);
     }
   });
-  const bool frozen = split() && gradient(call, order_.key_up).data == nullptr && gradient(call, order_.value_up).data == nullptr;
-  Matrix dweight = frozen ? Matrix() : split() ? scratch.djoint : gradient(call, order_.latent_up);
-  if (split() && !frozen) std::fill_n(dweight.data, dweight.rows * dweight.cols, Real{0});
+  const Matrix dweight = begin_up_gradient(scratch, call);
   call.ops.matmul_backward(dlatents, LinearBackward<Real>{scratch.up, up_weight(scratch, call), dweight}, latents);
-  if (split() && !frozen) split_gradient(scratch, call);
+  if (dweight.data != nullptr) end_up_gradient(scratch, call);
 }
 
 template <class Real>

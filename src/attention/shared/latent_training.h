@@ -4,6 +4,7 @@
 //
 // Forward:   project() -> [the room makes other latents of saved.latent] -> expand() -> ops.attention -> finish()
 // Backward:  unfinish() -> ops.attention_backward -> unexpand() -> [the room undoes its part] -> unproject()
+// Rooms that read latents elsewhere absorb queries and raise what they read: absorb(), raise_values(), absorbed_backward().
 #pragma once
 
 #include <algorithm>
@@ -70,13 +71,28 @@ class LatentTraining {
   void project(const Saved& saved, const Scratch& scratch, ConstMatrix x, const Call& call) const;
   // saved.key and saved.value from latents [n, latent_rank] and the shared key that project() left.
   void expand(const Saved& saved, const Scratch& scratch, ConstMatrix latents, const Call& call) const;
-  void finish(Matrix out, const Saved& saved, const Call& call) const;
+  // The output projection of heads [n, value_cols()]: saved.attended, or what the room mixed into it.
+  void finish(Matrix out, ConstMatrix heads, const Call& call) const;
 
-  void unfinish(const Saved& saved, const Scratch& scratch, ConstMatrix dout, const Call& call) const;
+  // dout -> scratch.dattended, the gradient of heads.
+  void unfinish(const Scratch& scratch, ConstMatrix dout, ConstMatrix heads, const Call& call) const;
   // scratch.dkey, scratch.dvalue -> dlatents, and the shared key's gradient (in scratch.rotary). latents: as in expand().
   void unexpand(Matrix dlatents, const Scratch& scratch, ConstMatrix latents, const Call& call) const;
   // scratch.dquery, the gradient of saved.latent in scratch.dlatent and the shared key's -> dx.
   void unproject(Matrix dx, const Saved& saved, const Scratch& scratch, ConstMatrix x, const Call& call) const;
+
+  // out [n, heads * rank]: every query's position-free part in the space of latents, UK_i^T qN_i.
+  void absorb(Matrix out, const Saved& saved, const Scratch& scratch, const Call& call) const;
+  // out [n, value_cols()] = UV_i of sums [n, heads * rank].
+  void raise_values(Matrix out, const Scratch& scratch, ConstMatrix sums, const Call& call) const;
+  // dsums = UV_i^T draised.
+  void raise_backward(Matrix dsums, const Scratch& scratch, ConstMatrix draised, const Call& call) const;
+  // dabsorbed -> added to scratch.dquery; both products' share of the up-projection's gradient. After unexpand().
+  void absorbed_backward(const Saved& saved, const Scratch& scratch, ConstMatrix dabsorbed, ConstMatrix draised, ConstMatrix sums,
+                         const Call& call) const;
+  double absorbed_flops(int64_t rows) const {
+    return 2.0 * static_cast<double>(rows) * static_cast<double>(s_.heads * s_.rank * s_.up_dim());
+  }
 
   AttentionPattern pattern(std::span<const AttentionSlice> slices, std::span<const KeyRange> visible) const {
     return {.slices = slices, .visible = visible, .heads = s_.heads, .kv_heads = s_.heads, .key_dim = s_.query_dim(),
@@ -111,7 +127,9 @@ class LatentTraining {
   void norm_backward(Matrix dx, ConstMatrix dy, std::span<Real> scale, ConstMatrix x, Norm place, const Call& call) const;
   void turn(Matrix rotary, const Call& call, Direction direction) const;
   ConstMatrix up_weight(const Scratch& scratch, const Call& call) const;
-  void split_gradient(const Scratch& scratch, const Call& call) const;
+  // Where the up-projection's gradient is added up (zeroed when it is in two pieces), and how it gets to them. Data null: frozen.
+  Matrix begin_up_gradient(const Scratch& scratch, const Call& call) const;
+  void end_up_gradient(const Scratch& scratch, const Call& call) const;
 
   LatentSettings s_;
   std::vector<ParameterSpec> specs_;

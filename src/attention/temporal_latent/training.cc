@@ -265,7 +265,7 @@ double TrainableTemporalLatent<Real>::forward(Matrix out, ConstMatrix x, const C
   merge(saved, scratch, call);
   core_.expand(saved.core, scratch.core, saved.merged, call);
   call.ops.attention(saved.core.attended, saved.core.log_sum_exp, inputs(saved, scratch, call), pattern);
-  core_.finish(out, saved.core, call);
+  core_.finish(out, saved.core.attended, call);
   return 0;
 }
 
@@ -277,7 +277,7 @@ void TrainableTemporalLatent<Real>::backward(Matrix dx, ConstMatrix dout, ConstM
   const Scratch scratch(scratch_carver, *this, call.batch);
   const AttentionPattern pattern = lay_out(scratch, call.batch);
   const auto& core = scratch.core;
-  core_.unfinish(saved.core, core, dout, call);
+  core_.unfinish(core, dout, saved.core.attended, call);
   call.ops.attention_backward({core.dquery, scratch.dclosed_key, scratch.dclosed_value, core.dkey, core.dvalue}, core.dattended,
                               inputs(saved, scratch, call), {saved.core.attended, saved.core.log_sum_exp}, pattern);
   // A closed row is the partial row of its last token.

@@ -1,4 +1,4 @@
-#include "attention/infini/small_gemm.h"
+#include "attention/shared/small_gemm.h"
 
 #include <algorithm>
 #include <cstring>

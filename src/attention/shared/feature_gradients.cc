@@ -1,4 +1,4 @@
-#include "attention/infini/feature_gradients.h"
+#include "attention/shared/feature_gradients.h"
 
 #include <algorithm>
 #include <cmath>

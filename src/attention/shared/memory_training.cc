@@ -1,11 +1,11 @@
-#include "attention/infini/memory_training.h"
+#include "attention/shared/memory_training.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "attention/infini/feature_gradients.h"
-#include "attention/infini/small_gemm.h"
+#include "attention/shared/feature_gradients.h"
+#include "attention/shared/small_gemm.h"
 
 namespace quipu {
 namespace {
@@ -36,7 +36,7 @@ Real denominator(const Real* feature, const Real* z, int64_t features, bool& cla
 // Matrices of one run in the scratch of a task. [n, F]: one row a token; query features head after head.
 template <class Real>
 struct RunBuffers {
-  RunBuffers(std::span<Real> scratch, const Infini::Settings& s, int64_t rows)
+  RunBuffers(std::span<Real> scratch, const MemorySettings& s, int64_t rows)
       : features(s.map.count()), value_dim(s.value_dim) {
     const auto take = [&](int64_t count) {
       Real* taken = scratch.empty() ? nullptr : scratch.data() + elements;   // empty: only measured
@@ -112,8 +112,8 @@ class MemoryScan {
       }
       for (int64_t g = 0; g < s_.group(); ++g) undo_read(run, i, head(g), gradients);
       for (int64_t t = 0; t < run.rows; ++t) {
-        apply_features_backward(s_.map, gradients.dk.row(run.row_begin + t) + t_.kv_head * s_.head_dim, b_.dkey + t * features_,
-                                key_row(run, t), b_.row);
+        apply_features_backward(s_.map, gradients.rows.key.row(run.row_begin + t) + key_offset(), b_.dkey + t * features_, key_row(run, t),
+                                b_.row);
       }
     }
   }
@@ -124,18 +124,21 @@ class MemoryScan {
     for (const SegmentRun& run : runs) rows = std::max(rows, run.rows);
     return rows;
   }
-  int64_t head(int64_t g) const { return t_.kv_head * s_.group() + g; }
+  int64_t head(int64_t g) const { return t_.memory * s_.group() + g; }
   Real* memory(size_t run) const { return t_.states + static_cast<int64_t>(run) * memory_state_elements(s_); }
   Real* sums(size_t run) const { return s_.has_sum() ? memory(run) + features_ * dim_ : nullptr; }
-  const Real* key_row(const SegmentRun& run, int64_t t) const { return t_.k.row(run.row_begin + t) + t_.kv_head * s_.head_dim; }
-  const Real* value_row(const SegmentRun& run, int64_t t) const { return t_.v.row(run.row_begin + t) + t_.kv_head * dim_; }
-  Real weight(const SegmentRun& run, int64_t t) const { return t_.weight(run.row_begin + t, t_.kv_head); }
+  // Where this memory's part of a row begins.
+  int64_t key_offset() const { return t_.memory * t_.rows.key_stride; }
+  int64_t value_offset() const { return t_.memory * t_.rows.value_stride; }
+  const Real* key_row(const SegmentRun& run, int64_t t) const { return t_.rows.key.row(run.row_begin + t) + key_offset(); }
+  const Real* value_row(const SegmentRun& run, int64_t t) const { return t_.rows.value.row(run.row_begin + t) + value_offset(); }
+  Real weight(const SegmentRun& run, int64_t t) const { return t_.weight(run.row_begin + t, t_.memory); }
   void map_keys(const SegmentRun& run) {
     for (int64_t t = 0; t < run.rows; ++t) apply_features(s_.map, b_.key + t * features_, key_row(run, t));
   }
   void map_queries(const SegmentRun& run, int64_t head) {
     for (int64_t t = 0; t < run.rows; ++t) {
-      apply_features(s_.map, b_.query + t * features_, t_.q.row(run.row_begin + t) + head * s_.head_dim);
+      apply_features(s_.map, b_.query + t * features_, t_.rows.query.row(run.row_begin + t) + head * t_.rows.query_stride);
     }
   }
 
@@ -191,8 +194,9 @@ class MemoryScan {
           add_scaled(b_.dz, query, dnorm, features_);
         }
       }
-      apply_features_backward(s_.map, gradients.dq.row(row) + head * s_.head_dim, b_.dquery + t * features_,
-                              t_.q.row(row) + head * s_.head_dim, b_.row);
+      const int64_t offset = head * t_.rows.query_stride;
+      apply_features_backward(s_.map, gradients.rows.query.row(row) + offset, b_.dquery + t * features_,
+                              t_.rows.query.row(row) + offset, b_.row);
     }
   }
 
@@ -250,8 +254,8 @@ class MemoryScan {
         dw += dot(key, b_.dz, features_);
         add_scaled(b_.dkey + t * features_, b_.dz, w, features_);
       }
-      gradients.dweight(row, t_.kv_head) = dw;
-      Real* dv = gradients.dv.row(row) + t_.kv_head * dim_;
+      gradients.dweight(row, t_.memory) = dw;
+      Real* dv = gradients.rows.value.row(row) + value_offset();
       for (int64_t c = 0; c < dim_; ++c) {
         e[c] *= w;
         de[c] *= w;
@@ -290,7 +294,7 @@ class MemoryScan {
   void write_in_order(const SegmentRun& run, Real* m) {
     for (int64_t t = 0; t < run.rows; ++t) {
       const Real* key = b_.key + t * features_;
-      Real* u = t_.written.row(run.row_begin + t) + t_.kv_head * dim_;
+      Real* u = t_.written.row(run.row_begin + t) + t_.memory * dim_;
       const Real w = weight(run, t);
       recall(b_.row, m, key);
       for (int64_t c = 0; c < dim_; ++c) u[c] = w * (value_row(run, t)[c] - b_.row[c]);
@@ -305,7 +309,7 @@ class MemoryScan {
     for (int64_t t = run.rows; t-- > 0;) {
       const int64_t row = run.row_begin + t;
       const Real* key = b_.key + t * features_;
-      const Real* u = t_.written.row(row) + t_.kv_head * dim_;
+      const Real* u = t_.written.row(row) + t_.memory * dim_;
       const Real w = weight(run, t);
       if (w != 0) add_outer(b_.state, key, u, -1);      // S before the token
       recall(b_.row, b_.state, key);
@@ -313,27 +317,27 @@ class MemoryScan {
       recall(du, b_.dm, key);
       Real* dkey = b_.dkey + t * features_;
       for (int64_t f = 0; f < features_; ++f) dkey[f] += dot(b_.dm + f * dim_, u, dim_);
-      gradients.dweight(row, t_.kv_head) = dot(du, e, dim_);
+      gradients.dweight(row, t_.memory) = dot(du, e, dim_);
       for (int64_t c = 0; c < dim_; ++c) du[c] *= w;    // now de
-      add_scaled(gradients.dv.row(row) + t_.kv_head * dim_, du, Real{1}, dim_);
+      add_scaled(gradients.rows.value.row(row) + value_offset(), du, Real{1}, dim_);
       for (int64_t f = 0; f < features_; ++f) dkey[f] -= dot(b_.state + f * dim_, du, dim_);
       add_outer(b_.dm, key, du, -1);
     }
   }
 
   const MemoryTask<Real>& t_;
-  const Infini::Settings& s_;
+  const MemorySettings& s_;
   RunBuffers<Real> b_;
   int64_t features_, dim_;
 };
 
 }  // namespace
 
-int64_t memory_state_elements(const Infini::Settings& s) {
+int64_t memory_state_elements(const MemorySettings& s) {
   return s.map.count() * s.value_dim + (s.has_sum() ? s.map.count() : 0);
 }
 
-int64_t memory_task_scratch(const Infini::Settings& s, int64_t rows) {
+int64_t memory_task_scratch(const MemorySettings& s, int64_t rows) {
   return RunBuffers<double>({}, s, std::max<int64_t>(rows, 1)).elements;
 }
 
