@@ -8,6 +8,7 @@
 #include "backend/cpu/scratch.h"
 #include "backend/cpu/training_attention.h"
 #include "backend/cpu/training_gemm.h"
+#include "backend/cpu/training_pair_attention.h"
 
 namespace quipu {
 namespace {
@@ -43,7 +44,8 @@ class CpuTrainingOps final : public TrainingOps<float> {
         kernels_(kernels_of(options.isa)),
         isa_(options.isa),
         gemm_(kernels_, pool(), options.precision == MatmulPrecision::kBfloat16),
-        attention_(kernels_, pool()) {}
+        attention_(kernels_, pool()),
+        pair_attention_(kernels_, pool()) {}
 
   std::string name() const override {
     return "cpu " + std::string(isa_name(isa_)) + (gemm_.rounds() ? " bf16" : " fp32");
@@ -207,10 +209,12 @@ class CpuTrainingOps final : public TrainingOps<float> {
   }
 
   void do_attention(Matrix out, Matrix log_sum_exp, const AttentionInputs<float>& in, const AttentionPattern& pattern) override {
+    if (gemm_.rounds() && pair_attention_.takes(pattern)) return pair_attention_.forward(out, log_sum_exp, in, pattern);
     attention_.forward(out, log_sum_exp, in, pattern);
   }
   void do_attention_backward(const AttentionGradients<float>& gradients, ConstMatrix dout, const AttentionInputs<float>& in,
                              const AttentionSaved<float>& saved, const AttentionPattern& pattern) override {
+    if (gemm_.rounds() && pair_attention_.takes(pattern)) return pair_attention_.backward(gradients, dout, in, saved, pattern);
     attention_.backward(gradients, dout, in, saved, pattern);
   }
 
@@ -311,6 +315,7 @@ class CpuTrainingOps final : public TrainingOps<float> {
   Isa isa_;
   cpu::TrainingGemm gemm_;
   cpu::TrainingAttention attention_;
+  cpu::PairAttention pair_attention_;
   std::vector<GemmColumns> columns_;
   std::vector<GemmRows> rows_;
   std::vector<cpu::LossRow> loss_rows_;

@@ -61,7 +61,8 @@ void TrainingGemm::pack_panel(const GemmProblem& problem, const Panel& panel, in
   const int64_t depth = std::min(depth_step(), problem.depth - first_k), cols = std::min(kGemmPanel, from.cols - panel.first);
   const float* b = problem.b_transposed ? from.b + panel.first * from.b_ld + first_k : from.b + first_k * from.b_ld + panel.first;
   if (pairs_) {
-    kernels_.pack_right_pairs(reinterpret_cast<uint16_t*>(out), b, from.b_ld, cols, depth, problem.b_transposed);
+    kernels_.pack_right_pairs(reinterpret_cast<uint16_t*>(out), {.from = b, .ld = from.b_ld, .lines = cols, .depth = depth,
+                                                                 .blocks = (depth + 31) / 32, .across = !problem.b_transposed});
   } else if (problem.b_transposed) {
     kernels_.pack_panel_transposed(out, b, from.b_ld, cols, depth);
   } else {
@@ -78,8 +79,8 @@ void TrainingGemm::run_block_of_pairs(const GemmProblem& problem, std::span<cons
   for (int64_t row = 0; row < block.rows; row += kPairRows) {
     const float* a = problem.a_by_columns ? from.a + first_k * from.a_ld + block.first + row
                                           : from.a + (block.first + row) * from.a_ld + first_k;
-    kernels_.pack_left_pairs(left + row / kPairRows * kSquare, a, from.a_ld, std::min(kPairRows, block.rows - row), depth,
-                             problem.a_by_columns);
+    kernels_.pack_left_pairs(left + row / kPairRows * kSquare, {.from = a, .ld = from.a_ld, .lines = std::min(kPairRows, block.rows - row),
+                                                                .depth = depth, .blocks = (depth + 31) / 32, .across = problem.a_by_columns});
   }
   PairTile tile{.blocks = (depth + 31) / 32, .add = problem.add || first_k > 0};
   kernels_.begin_pairs();

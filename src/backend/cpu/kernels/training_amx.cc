@@ -32,63 +32,87 @@ inline F32 load_lanes(const float* p, int64_t left) {
   return left >= 16 ? f_load(p) : left > 0 ? f_load_part(p, static_cast<int>(left)) : f_zero();
 }
 
-// 16 floats as bfloat16 in the low halves of 16 words.
-inline __m512i low_halves(F32 x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)); }
-// Word i: (bfloat16 of even[i], bfloat16 of odd[i]).
-inline __m512i pair_lanes(F32 even, F32 odd) { return _mm512_or_si512(low_halves(even), _mm512_slli_epi32(low_halves(odd), 16)); }
+#include "ops/kernels/math_body.h"
+
+// 16 words: (bfloat16 of even[i], bfloat16 of odd[i]).
+inline __m512i pair_lanes(F32 even, F32 odd) {
+  alignas(64) static constexpr uint16_t kPlace[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kPlace), (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+}
 // 32 consecutive components as 16 words of pairs.
 inline __m512i pair_neighbours(const float* p, int64_t left) {
+  if (left >= 32) return (__m512i)_mm512_cvtne2ps_pbh(f_load(p + 16), f_load(p));
   return (__m512i)_mm512_cvtne2ps_pbh(load_lanes(p + 16, left - 16), load_lanes(p, left));
 }
 
-// out[i][j] = in[j][i], 16 x 16 words.
-void transpose_words(uint16_t* out, const uint32_t* in) {
-  const __m512i index = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(16));
-  for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + 32 * i, _mm512_i32gather_epi32(index, in + i, 4));
+// w[i] word j becomes w[j] word i.
+QUIPU_KERNEL_INLINE inline void transpose_words(__m512i (&w)[16]) {
+  __m512i t[16];
+  repeat<4>([&](auto q) {
+    constexpr int i = 4 * q;
+    const __m512i a = _mm512_unpacklo_epi32(w[i], w[i + 1]), b = _mm512_unpackhi_epi32(w[i], w[i + 1]);
+    const __m512i c = _mm512_unpacklo_epi32(w[i + 2], w[i + 3]), d = _mm512_unpackhi_epi32(w[i + 2], w[i + 3]);
+    t[i] = _mm512_unpacklo_epi64(a, c);       // column 0 of each group of four
+    t[i + 1] = _mm512_unpackhi_epi64(a, c);
+    t[i + 2] = _mm512_unpacklo_epi64(b, d);
+    t[i + 3] = _mm512_unpackhi_epi64(b, d);
+  });
+  repeat<4>([&](auto c) {
+    const __m512i a = _mm512_shuffle_i32x4(t[c], t[c + 4], 0x88), b = _mm512_shuffle_i32x4(t[c], t[c + 4], 0xdd);
+    const __m512i d = _mm512_shuffle_i32x4(t[c + 8], t[c + 12], 0x88), e = _mm512_shuffle_i32x4(t[c + 8], t[c + 12], 0xdd);
+    w[c] = _mm512_shuffle_i32x4(a, d, 0x88);
+    w[c + 8] = _mm512_shuffle_i32x4(a, d, 0xdd);
+    w[c + 4] = _mm512_shuffle_i32x4(b, e, 0x88);
+    w[c + 12] = _mm512_shuffle_i32x4(b, e, 0xdd);
+  });
 }
 
 // Lines of 32 components side by side, line after line, for 16 lines: p[line * ld + k].
-void pack_lines(uint16_t* out, const float* p, int64_t ld, int64_t lines, int64_t depth, bool transposed) {
-  alignas(64) uint32_t words[16 * 16];
-  for (int64_t line = 0; line < 16; ++line) {
-    const __m512i pairs = line < lines ? pair_neighbours(p + line * ld, depth) : _mm512_setzero_si512();
-    _mm512_storeu_si512(transposed ? static_cast<void*>(words + 16 * line) : static_cast<void*>(out + 32 * line), pairs);
+template <bool kTransposed>
+QUIPU_KERNEL void pack_lines(uint16_t* out, const float* p, int64_t ld, int64_t lines, int64_t depth) {
+  __m512i words[16];
+  if (lines >= 16 && depth >= 32) {
+    repeat<16>([&](auto line) { words[line] = (__m512i)_mm512_cvtne2ps_pbh(f_load(p + line * ld + 16), f_load(p + line * ld)); });
+  } else {
+    repeat<16>([&](auto line) { words[line] = line < lines ? pair_neighbours(p + line * ld, depth) : _mm512_setzero_si512(); });
   }
-  if (transposed) transpose_words(out, words);
+  if constexpr (kTransposed) transpose_words(words);
+  repeat<16>([&](auto line) { _mm512_storeu_si512(out + 32 * line, words[line]); });
 }
 // Pairs of two rows, for 16 pairs: p[k * ld + lane].
-void pack_row_pairs(uint16_t* out, const float* p, int64_t ld, int64_t lanes, int64_t depth, bool transposed) {
-  alignas(64) uint32_t words[16 * 16];
-  for (int64_t pair = 0; pair < 16; ++pair) {
-    const F32 even = 2 * pair < depth ? load_lanes(p + 2 * pair * ld, lanes) : f_zero();
-    const F32 odd = 2 * pair + 1 < depth ? load_lanes(p + (2 * pair + 1) * ld, lanes) : f_zero();
-    _mm512_storeu_si512(transposed ? static_cast<void*>(words + 16 * pair) : static_cast<void*>(out + 32 * pair), pair_lanes(even, odd));
+template <bool kTransposed>
+QUIPU_KERNEL void pack_row_pairs(uint16_t* out, const float* p, int64_t ld, int64_t lanes, int64_t depth) {
+  __m512i words[16];
+  if (lanes >= 16 && depth >= 32) {
+    repeat<16>([&](auto pair) { words[pair] = pair_lanes(f_load(p + 2 * pair * ld), f_load(p + (2 * pair + 1) * ld)); });
+  } else {
+    repeat<16>([&](auto pair) {
+      const F32 even = 2 * pair < depth ? load_lanes(p + 2 * pair * ld, lanes) : f_zero();
+      const F32 odd = 2 * pair + 1 < depth ? load_lanes(p + (2 * pair + 1) * ld, lanes) : f_zero();
+      words[pair] = pair_lanes(even, odd);
+    });
   }
-  if (transposed) transpose_words(out, words);
+  if constexpr (kTransposed) transpose_words(words);
+  repeat<16>([&](auto pair) { _mm512_storeu_si512(out + 32 * pair, words[pair]); });
 }
 
-void pack_left_pairs(uint16_t* out, const float* a, int64_t ld, int64_t rows, int64_t depth, bool by_columns) {
+void pack_left_pairs(uint16_t* out, const PairSource& s) {
   for (int64_t first = 0; first < kPairRows; first += 16) {
-    for (int64_t k = 0; k < depth; k += 32, out += 512) {
-      const int64_t here = rows - first;   // may be none
-      if (by_columns) {
-        pack_row_pairs(out, a + k * ld + (here > 0 ? first : 0), ld, here, depth - k, true);
-      } else {
-        pack_lines(out, a + (here > 0 ? first * ld : 0) + k, ld, here, depth - k, false);
-      }
+    const int64_t here = s.lines - first;   // may be none
+    const float* from = here > 0 ? s.from + (s.across ? first : first * s.ld) : s.from;
+    for (int64_t k = 0; k < 32 * s.blocks; k += 32, out += 512) {
+      s.across ? pack_row_pairs<true>(out, from + k * s.ld, s.ld, here, s.depth - k) : pack_lines<false>(out, from + k, s.ld, here, s.depth - k);
     }
   }
 }
 
-void pack_right_pairs(uint16_t* out, const float* b, int64_t ld, int64_t cols, int64_t depth, bool transposed) {
+void pack_right_pairs(uint16_t* out, const PairSource& s) {
   for (int64_t first = 0; first < kGemmPanel; first += 16) {
-    for (int64_t k = 0; k < depth; k += 32, out += 512) {
-      const int64_t here = cols - first;
-      if (transposed) {
-        pack_lines(out, b + (here > 0 ? first * ld : 0) + k, ld, here, depth - k, true);
-      } else {
-        pack_row_pairs(out, b + k * ld + (here > 0 ? first : 0), ld, here, depth - k, false);
-      }
+    const int64_t here = s.lines - first;
+    const float* from = here > 0 ? s.from + (s.across ? first : first * s.ld) : s.from;
+    for (int64_t k = 0; k < 32 * s.blocks; k += 32, out += 512) {
+      s.across ? pack_row_pairs<false>(out, from + k * s.ld, s.ld, here, s.depth - k) : pack_lines<true>(out, from + k, s.ld, here, s.depth - k);
     }
   }
 }
@@ -175,6 +199,181 @@ void pair_tile(const PairTile& tile) {
   }
 }
 
+// ---- attention: scores lie as [keys][queries], so that nothing is summed or compared across lanes ---------------------
+
+// 2^x; x over 127 is infinite, under -149 it is 0, NaN stays. Relative error under 5e-6 (the Taylor polynomial of 2^r, |r| <=
+// 1/2, without r^6 and beyond), where probabilities are rounded to 2^-9.
+inline F32 exp2_lanes(F32 x) {
+  const F32 within = _mm512_max_ps(f_set1(-200.0f), x);   // NaN where x is
+  const F32 n = f_round(within), r = f_sub(within, n);
+  F32 p = f_set1(1.3333558e-3f);
+  p = f_fma(p, r, f_set1(9.6181291e-3f));
+  p = f_fma(p, r, f_set1(5.5504109e-2f));
+  p = f_fma(p, r, f_set1(2.4022651e-1f));
+  p = f_fma(p, r, f_set1(6.9314718e-1f));
+  p = f_fma(p, r, f_set1(1.0f));
+  return _mm512_scalef_ps(p, n);
+}
+constexpr float kLog2E = 1.44269504f;
+
+inline F32 capped_lanes(F32 s, float softcap) { return f_mul(f_set1(softcap), f_tanh(f_mul(s, f_set1(1.0f / softcap)))); }
+
+struct Visible {
+  __m512i first, last;
+  __mmask16 at(int key) const {
+    const __m512i k = _mm512_set1_epi32(key);
+    return _mm512_cmple_epi32_mask(first, k) & _mm512_cmpgt_epi32_mask(last, k);
+  }
+};
+
+// 16 queries from `column` on. kWhole: they see every key of the block. kCapped: scores have a soft cap.
+template <bool kWhole, bool kCapped>
+QUIPU_KERNEL bool score_columns_of(const ScoreColumns& b, int column) {
+  const Visible visible{_mm512_loadu_si512(b.first + column), _mm512_loadu_si512(b.last + column)};
+  const float* s = b.scores + column;
+  const F32 scale = f_set1(kCapped ? b.scale : b.scale * kLog2E);
+  // In units of log2, so that the exponential is 2^x; `maximum` keeps natural ones.
+  const auto score = [&](int key) {
+    const F32 raw = f_mul(f_load(s + key * kPairBlock), scale);
+    if constexpr (kCapped) return f_mul(capped_lanes(raw, b.softcap), f_set1(kLog2E));
+    return raw;
+  };
+  const F32 old = f_load(b.maximum + column);
+  F32 largest[2] = {f_mul(old, f_set1(kLog2E)), f_mul(old, f_set1(kLog2E))};
+  const F32 before = largest[0];
+  for (int key = 0; key < kPairBlock; key += 2) {
+    repeat<2>([&](auto i) {
+      if constexpr (kWhole) {
+        largest[i] = f_max(score(key + i), largest[i]);
+      } else {
+        largest[i] = _mm512_mask_max_ps(largest[i], visible.at(key + i), score(key + i), largest[i]);
+      }
+    });
+  }
+  const F32 maximum = f_max(largest[0], largest[1]);
+  F32 total[2] = {f_zero(), f_zero()};
+  uint16_t* out = b.probabilities + column / 32 * (kPairBlock * 32) + column % 32 / 16 * (kPairBlock * 16);
+  for (int key = 0; key < kPairBlock; key += 2, out += 32) {
+    F32 p[2];
+    repeat<2>([&](auto i) {
+      p[i] = exp2_lanes(f_sub(score(key + i), maximum));
+      if constexpr (!kWhole) p[i] = _mm512_maskz_mov_ps(visible.at(key + i), p[i]);
+      total[i] = f_add(total[i], p[i]);
+    });
+    _mm512_storeu_si512(out, pair_lanes(p[0], p[1]));
+  }
+  // Equal maxima: both may be minus infinity.
+  const __mmask16 moved = _mm512_cmp_ps_mask(maximum, before, _CMP_NEQ_UQ);
+  const F32 rescale = _mm512_mask_mov_ps(f_set1(1.0f), moved, exp2_lanes(f_sub(before, maximum)));
+  f_store(b.maximum + column, _mm512_mask_mov_ps(old, moved, f_mul(maximum, f_set1(1.0f / kLog2E))));
+  f_store(b.total + column, f_fma(f_load(b.total + column), rescale, f_add(total[0], total[1])));
+  f_store(b.rescale + column, rescale);
+  return moved != 0;
+}
+
+inline bool sees_all(const int32_t* first, const int32_t* last) {
+  return _mm512_cmple_epi32_mask(_mm512_loadu_si512(first), _mm512_setzero_si512()) == 0xffff &&
+         _mm512_cmpge_epi32_mask(_mm512_loadu_si512(last), _mm512_set1_epi32(static_cast<int>(kPairBlock))) == 0xffff;
+}
+
+bool score_columns(const ScoreColumns& b) {
+  bool moved = false;
+  for (int column = 0; column < kPairBlock; column += 16) {
+    if (b.softcap > 0.0f) {
+      moved |= score_columns_of<false, true>(b, column);
+    } else if (sees_all(b.first + column, b.last + column)) {
+      moved |= score_columns_of<true, false>(b, column);
+    } else {
+      moved |= score_columns_of<false, false>(b, column);
+    }
+  }
+  return moved;
+}
+
+// 32 queries from `column` on.
+template <bool kWhole, bool kCapped>
+QUIPU_KERNEL void score_columns_backward_of(const ScoreColumnsBackward& b, int column) {
+  const Visible visible[2] = {{_mm512_loadu_si512(b.first + column), _mm512_loadu_si512(b.last + column)},
+                              {_mm512_loadu_si512(b.first + column + 16), _mm512_loadu_si512(b.last + column + 16)}};
+  const F32 scale = f_set1(b.scale), to_log2 = f_set1(kCapped ? kLog2E : b.scale * kLog2E);
+  F32 lse[2], delta[2];
+  repeat<2>([&](auto i) {
+    lse[i] = f_mul(f_load(b.log_sum_exp + column + 16 * i), f_set1(kLog2E));
+    delta[i] = f_load(b.delta + column + 16 * i);
+  });
+  const int64_t block = column / 32;
+  for (int key = 0; key < kPairBlock; key += 2) {
+    F32 p[2][2], ds[2][2];   // [key][half of the queries]
+    repeat<2>([&](auto k) {
+      repeat<2>([&](auto i) {
+        const int64_t at = (key + k) * kPairBlock + column + 16 * i;
+        F32 score = f_load(b.scores + at);
+        if constexpr (kCapped) score = capped_lanes(f_mul(score, scale), b.softcap);
+        p[k][i] = exp2_lanes(_mm512_fmsub_ps(score, to_log2, lse[i]));
+        ds[k][i] = f_mul(f_mul(p[k][i], scale), f_sub(f_load(b.dscores + at), delta[i]));
+        if constexpr (kCapped) {
+          const F32 ratio = f_mul(score, f_set1(1.0f / b.softcap));
+          ds[k][i] = f_mul(ds[k][i], _mm512_fnmadd_ps(ratio, ratio, f_set1(1.0f)));
+        }
+        if constexpr (!kWhole) {
+          const __mmask16 mask = visible[i].at(key + k);
+          p[k][i] = _mm512_maskz_mov_ps(mask, p[k][i]);
+          ds[k][i] = _mm512_maskz_mov_ps(mask, ds[k][i]);
+        }
+      });
+      // Left factors: [2 x 32 keys][2 x 16 keys][2 blocks of 32 queries][16 keys][32 queries].
+      const int64_t row = ((key + k) / 16 * 2 + block) * 512 + (key + k) % 16 * 32;
+      _mm512_storeu_si512(b.probabilities + row, (__m512i)_mm512_cvtne2ps_pbh(p[k][1], p[k][0]));
+      _mm512_storeu_si512(b.gradients + row, (__m512i)_mm512_cvtne2ps_pbh(ds[k][1], ds[k][0]));
+    });
+    uint16_t* columns = b.gradient_columns + block * (kPairBlock * 32) + key / 2 * 32;
+    repeat<2>([&](auto i) { _mm512_storeu_si512(columns + i * (kPairBlock * 16), pair_lanes(ds[0][i], ds[1][i])); });
+  }
+}
+
+void score_columns_backward(const ScoreColumnsBackward& b) {
+  for (int column = 0; column < kPairBlock; column += 32) {
+    if (b.softcap > 0.0f) {
+      score_columns_backward_of<false, true>(b, column);
+    } else if (sees_all(b.first + column, b.last + column) && sees_all(b.first + column + 16, b.last + column + 16)) {
+      score_columns_backward_of<true, false>(b, column);
+    } else {
+      score_columns_backward_of<false, false>(b, column);
+    }
+  }
+}
+
+void scale_columns(float* x, const float* factor, int64_t rows) {
+  F32 f[kPairBlock / 16];
+  repeat<kPairBlock / 16>([&](auto i) { f[i] = f_load(factor + 16 * i); });
+  for (int64_t row = 0; row < rows; ++row, x += kPairBlock) {
+    repeat<kPairBlock / 16>([&](auto i) { f_store(x + 16 * i, f_mul(f_load(x + 16 * i), f[i])); });
+  }
+}
+
+QUIPU_KERNEL void store_transposed(float* out, int64_t out_ld, const float* in, const float* factor, int64_t rows, int64_t cols) {
+  for (int64_t col = 0; col < cols; col += 16) {
+    const F32 scale = factor == nullptr ? f_set1(1.0f) : f_load(factor + col);
+    for (int64_t row = 0; row < rows; row += 16) {
+      __m512i w[16];
+      repeat<16>([&](auto i) {
+        w[i] = row + i < rows ? _mm512_castps_si512(f_mul(f_load(in + (row + i) * kPairBlock + col), scale)) : _mm512_setzero_si512();
+      });
+      transpose_words(w);
+      const int64_t left = rows - row;
+      repeat<16>([&](auto i) {
+        float* to = out + (col + i) * out_ld + row;
+        if (col + i >= cols) return;
+        if (left >= 16) {
+          f_store(to, _mm512_castsi512_ps(w[i]));
+        } else {
+          f_store_part(to, _mm512_castsi512_ps(w[i]), static_cast<int>(left));
+        }
+      });
+    }
+  }
+}
+
 }  // namespace
 }  // namespace quipu::cpu
 
@@ -195,6 +394,10 @@ const TrainingKernels& amx_training_kernels() {
     t.pack_right_pairs = pack_right_pairs;
     t.begin_pairs = begin_pairs;
     t.end_pairs = end_pairs;
+    t.score_columns = score_columns;
+    t.score_columns_backward = score_columns_backward;
+    t.scale_columns = scale_columns;
+    t.store_transposed = store_transposed;
     return t;
   }();
   return table;

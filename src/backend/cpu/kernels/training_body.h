@@ -305,5 +305,9 @@ constexpr TrainingKernels make_training_table(const char* name) {
           .pack_left_pairs = nullptr,
           .pack_right_pairs = nullptr,
           .begin_pairs = nullptr,
-          .end_pairs = nullptr};
+          .end_pairs = nullptr,
+          .score_columns = nullptr,
+          .score_columns_backward = nullptr,
+          .scale_columns = nullptr,
+          .store_transposed = nullptr};
 }

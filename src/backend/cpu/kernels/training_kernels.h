@@ -47,8 +47,47 @@ struct PairTile {
   bool add = false;
   const float* bias = nullptr;
 };
+// What is packed into one of its factors: at most 32 lines (rows of the left, columns of the right one) of `depth` components,
+// zeros beyond both.
+struct PairSource {
+  const float* from = nullptr;
+  int64_t ld = 0;
+  int64_t lines = 0, depth = 0;
+  int64_t blocks = 0;              // of 32 components, at least depth / 32
+  bool across = false;             // component k of line i at from[k * ld + i], else at from[i * ld + k]
+};
 inline constexpr int64_t kPairRows = 32;
 inline constexpr int64_t kPairDepth = 512;   // a packed block takes the bytes of kGemmDepth floats
+
+// Attention over pairs works on blocks of this many keys by as many queries.
+inline constexpr int64_t kPairBlock = 64;
+
+// One step of the running softmax over a block of keys, one query a column.
+struct ScoreColumns {
+  const float* scores = nullptr;   // [kPairBlock keys][kPairBlock queries]: q . k
+  const int32_t* first = nullptr;  // [kPairBlock queries]: visible keys are first <= key < last, both in 0 .. kPairBlock
+  const int32_t* last = nullptr;
+  float* maximum = nullptr;        // [kPairBlock]
+  float* total = nullptr;
+  float* rescale = nullptr;        // written: what sums of earlier blocks are to be multiplied by
+  uint16_t* probabilities = nullptr;   // written: a right factor [keys, queries], 2 panels of 32 queries
+  float scale = 1.0f, softcap = 0.0f;  // scale > 0
+};
+// Its backward.
+struct ScoreColumnsBackward {
+  const float* scores = nullptr;   // [kPairBlock keys][kPairBlock queries]: q . k
+  const float* dscores = nullptr;  // the same: dout . v
+  const int32_t* first = nullptr;
+  const int32_t* last = nullptr;
+  const float* log_sum_exp = nullptr;   // [kPairBlock]
+  const float* delta = nullptr;         // [kPairBlock]: dout . out
+  // Written: probabilities and gradients of q . k as left factors [keys, queries], 2 blocks of 32 keys, and the latter as
+  // a right factor [keys, queries], 2 panels of 32 queries.
+  uint16_t* probabilities = nullptr;
+  uint16_t* gradients = nullptr;
+  uint16_t* gradient_columns = nullptr;
+  float scale = 1.0f, softcap = 0.0f;
+};
 
 // One row of a norm's backward. dx = (add ? dx : 0) + scale * (dy * weight - a - xhat * b), with a = 0 for rms_norm.
 struct NormRow {
@@ -141,12 +180,19 @@ struct TrainingKernels {
   void (*adam_row)(const AdamRow& row);
 
   // bfloat16 products, null where a set has none that are faster than fp32's (AVX-512's VDPBF16PS runs at half the rate of
-  // fp32 on the machines measured). depth: at most kPairDepth.
+  // fp32 on the machines measured).
   void (*pair_tile)(const PairTile& tile);
-  void (*pack_left_pairs)(uint16_t* out, const float* a, int64_t ld, int64_t rows, int64_t depth, bool by_columns);
-  void (*pack_right_pairs)(uint16_t* out, const float* b, int64_t ld, int64_t cols, int64_t depth, bool transposed);
+  void (*pack_left_pairs)(uint16_t* out, const PairSource& source);
+  void (*pack_right_pairs)(uint16_t* out, const PairSource& source);
   void (*begin_pairs)();           // around a thread's pair_tile calls
   void (*end_pairs)();
+  // Attention over pairs. score_columns says whether any rescale is not 1.
+  bool (*score_columns)(const ScoreColumns& block);
+  void (*score_columns_backward)(const ScoreColumnsBackward& block);
+  // x[r, c] *= factor[c], rows of 64 columns.
+  void (*scale_columns)(float* x, const float* factor, int64_t rows);
+  // out[c * out_ld + r] = factor[c] * in[r * kPairBlock + c] for c < cols, r < rows; factor null: 1.
+  void (*store_transposed)(float* out, int64_t out_ld, const float* in, const float* factor, int64_t rows, int64_t cols);
 };
 
 const TrainingKernels& portable_training_kernels();
