@@ -96,13 +96,11 @@ class CpuTrainingOps final : public TrainingOps<float> {
 
   void do_matmul_backward(Matrix dx, std::span<const LinearBackward<float>> outputs, ConstMatrix x, Gradient gradient) override {
     if (dx.data != nullptr) {
-      bool add = gradient == Gradient::kAdd;
-      for (const auto& o : outputs) {
-        const GemmRows rows{o.dy.data, o.dy.stride, o.dy.rows, nullptr, 0};
-        const GemmColumns columns{o.w.data, o.w.stride, o.w.cols, dx.data, dx.stride, nullptr};
-        gemm_.run({.rows = {&rows, 1}, .columns = {&columns, 1}, .depth = o.w.rows, .add = add});
-        add = true;
-      }
+      terms_.clear();
+      for (const auto& o : outputs) terms_.push_back({o.dy.data, o.dy.stride, o.w.data, o.w.stride, o.w.rows});
+      const GemmRows rows{nullptr, 0, dx.rows, nullptr, 0};
+      const GemmColumns columns{nullptr, 0, dx.cols, dx.data, dx.stride, nullptr};
+      gemm_.run({.rows = {&rows, 1}, .columns = {&columns, 1}, .terms = terms_, .add = gradient == Gradient::kAdd});
     }
     rows_.clear();
     for (const auto& o : outputs) {
@@ -318,6 +316,7 @@ class CpuTrainingOps final : public TrainingOps<float> {
   cpu::PairAttention pair_attention_;
   std::vector<GemmColumns> columns_;
   std::vector<GemmRows> rows_;
+  std::vector<cpu::GemmTerm> terms_;
   std::vector<cpu::LossRow> loss_rows_;
   std::vector<double> parts_;
   Buffer fold_;

@@ -31,11 +31,21 @@ struct GemmColumns {
   int64_t c_ld = 0;
   const float* bias = nullptr;
 };
+// One of several products that add up.
+struct GemmTerm {
+  const float* a = nullptr;
+  int64_t a_ld = 0;
+  const float* b = nullptr;
+  int64_t b_ld = 0;
+  int64_t depth = 0;
+};
 // c[i, j] (+)= sum_k a[i, k] b[k, j] over all rows and columns.
 struct GemmProblem {
   std::span<const GemmRows> rows;
   std::span<const GemmColumns> columns;
   int64_t depth = 0;
+  // Instead of the factors of `rows` and `columns`, of which there is one each then.
+  std::span<const GemmTerm> terms = {};
   bool a_by_columns = false;       // a[k * a_ld + i], else a[i * a_ld + k]
   bool b_transposed = false;       // b[j * b_ld + k], else b[k * b_ld + j]
   bool add = false;
@@ -60,11 +70,17 @@ class TrainingGemm {
     const GemmRows* from;
     int64_t first, rows;
   };
-  void plan(const GemmProblem& problem);
-  void run_block(const GemmProblem& problem, std::span<const Panel> panels, const Block& block, int64_t first_k, int worker);
-  void run_block_of_pairs(const GemmProblem& problem, std::span<const Panel> panels, const Block& block, int64_t first_k, int worker);
-  void pack_panel(const GemmProblem& problem, const Panel& panel, int64_t index, int64_t first_k);
-  int64_t depth_step() const { return pairs_ ? kPairDepth : kGemmDepth; }
+  struct Step {                    // a stretch of the depth
+    const GemmTerm* term;          // null: the rows' and columns' own factors
+    int64_t first, depth;
+  };
+  void plan(const GemmProblem& problem, int64_t block_rows, int64_t depth_step);
+  void run_floats(const GemmProblem& problem);
+  void run_block(const GemmProblem& problem, std::span<const Panel> panels, const Block& block, const Step& step, int worker);
+  void pack_panel(const GemmProblem& problem, const Panel& panel, int64_t index, const Step& step);
+  void run_pairs(const GemmProblem& problem);
+  void run_block_of_pairs(const GemmProblem& problem, std::span<const Panel> panels, const Block& block, int worker);
+  void pack_panels_of_pairs(const GemmProblem& problem, std::span<const Panel> panels, int64_t first_panel, size_t step);
   void run_member(const BatchedGemm<float>& gemm, int64_t member, int worker);
   float* left_of(int worker) const { return left_.as<float>() + worker * left_floats_; }
 
@@ -75,6 +91,7 @@ class TrainingGemm {
   Buffer right_, left_, member_right_;
   std::vector<Panel> panels_;
   std::vector<Block> blocks_;
+  std::vector<Step> steps_;
 };
 
 }  // namespace quipu::cpu

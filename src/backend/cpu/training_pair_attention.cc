@@ -27,13 +27,13 @@ void visible_lanes(int32_t* first, int32_t* last, std::span<const KeyRange> visi
   }
 }
 
-// Lines of a head's rows, of its components.
-PairSource rows_of(const float* from, int64_t ld, int64_t dim) {
-  return {.from = from, .ld = ld, .depth = dim, .blocks = panels_of(dim)};
+// A head's rows as lines.
+PairSource rows_of(const float* from, int64_t ld, int64_t rows, int64_t dim) {
+  return {.from = from, .ld = ld, .lines = rows, .depth = dim, .blocks = panels_of(dim), .panel_step = kGemmPanel * padded(dim)};
 }
-// Its components as lines, of `rows` of its rows.
-PairSource components_of(const float* from, int64_t ld, int64_t rows) {
-  return {.from = from, .ld = ld, .depth = rows, .blocks = kBlock / 32, .across = true};
+// Its components as lines, over a block of rows of which there are `rows`.
+PairSource components_of(const float* from, int64_t ld, int64_t rows, int64_t dim) {
+  return {.from = from, .ld = ld, .lines = dim, .depth = rows, .blocks = kBlock / 32, .panel_step = kGemmPanel * kBlock, .across = true};
 }
 
 float capped(float score, double softcap) {
@@ -53,24 +53,6 @@ void PairAttention::multiply(float* c, int64_t c_ld, const uint16_t* left, const
       tile.c = c + row * kPairRows * c_ld + col * kGemmPanel;
       kernels_.pair_tile(tile);
     }
-  }
-}
-
-// All panels of a factor: `source` with the first `lines` of all its lines, filled up to whole panels.
-void PairAttention::pack_left(uint16_t* out, const PairSource& source, int64_t lines) const {
-  PairSource panel = source;
-  for (int64_t line = 0; line < lines; line += kPairRows) {
-    panel.from = source.from + (source.across ? line : line * source.ld);
-    panel.lines = std::min(kPairRows, lines - line);
-    kernels_.pack_left_pairs(out + line * 32 * source.blocks, panel);
-  }
-}
-void PairAttention::pack_right(uint16_t* out, const PairSource& source, int64_t lines) const {
-  PairSource panel = source;
-  for (int64_t line = 0; line < lines; line += kGemmPanel) {
-    panel.from = source.from + (source.across ? line : line * source.ld);
-    panel.lines = std::min(kGemmPanel, lines - line);
-    kernels_.pack_right_pairs(out + line * 32 * source.blocks, panel);
   }
 }
 
@@ -115,8 +97,8 @@ void PairAttention::pack_keys(const Forward& call) {
       uint16_t* out = keys_.as<uint16_t>() + (block * p.kv_heads + head) * call.block_elements();
       if (rows < kBlock) std::fill_n(out, call.key_elements(), uint16_t{0});
       const float* v = in.v.row(slice.key_begin + first) + head * p.value_dim;
-      pack_left(out, rows_of(in.k.row(slice.key_begin + first) + head * p.key_dim, in.k.stride, p.key_dim), rows);
-      pack_left(out + call.key_elements(), components_of(v, in.v.stride, rows), p.value_dim);
+      kernels_.pack_left_pairs(out, rows_of(in.k.row(slice.key_begin + first) + head * p.key_dim, in.k.stride, rows, p.key_dim));
+      kernels_.pack_left_pairs(out + call.key_elements(), components_of(v, in.v.stride, rows, p.value_dim));
     }
   });
 }
@@ -148,7 +130,7 @@ void PairAttention::forward_block(const Forward& call, const QueryTask& task, in
   Carver carver({work_.data() + worker * measure.bytes(), index_of(measure.bytes())});
   const Forward::Work w(carver, call);
   const int64_t kv_head = head / (p.heads / p.kv_heads), first_row = task.slice->query_begin + task.first;
-  pack_right(w.queries, rows_of(in.q.row(first_row) + head * p.key_dim, in.q.stride, p.key_dim), task.rows);
+  kernels_.pack_right_pairs(w.queries, rows_of(in.q.row(first_row) + head * p.key_dim, in.q.stride, task.rows, p.key_dim));
 
   alignas(64) float maximum[kBlock], total[kBlock], rescale[kBlock];
   alignas(64) int32_t first[kBlock], last[kBlock];
@@ -303,8 +285,8 @@ void PairAttention::prepare_queries(const Head& h) {
     const auto pack_both = [&](uint16_t* columns, uint16_t* sums, const float* from, int64_t ld, int64_t dim, int64_t whole_dim) {
       columns += first * whole_dim;
       sums += first * whole_dim;
-      pack_right(columns, rows_of(from, ld, dim), rows);
-      pack_right(sums, components_of(from, ld, rows), dim);
+      kernels_.pack_right_pairs(columns, rows_of(from, ld, rows, dim));
+      kernels_.pack_right_pairs(sums, components_of(from, ld, rows, dim));
     };
     pack_both(w.q_columns, w.q_rows, h.q(row), in.q.stride, p.key_dim, h.call.key_dim);
     pack_both(w.dout_columns, w.dout_rows, h.dout(row), h.call.dout.stride, p.value_dim, h.call.value_dim);
@@ -338,9 +320,9 @@ void PairAttention::backward_keys(const Head& h, int64_t key, int64_t first_quer
   const int64_t key_dim = h.call.key_dim, value_dim = h.call.value_dim;
   const int64_t keys = std::min(kBlock, h.slice.keys - key), key_row = h.slice.key_begin + key;
   const float *k = in.k.row(key_row) + h.key_col(), *v = in.v.row(key_row) + h.value_col();
-  pack_left(w.keys, rows_of(k, in.k.stride, p.key_dim), keys);
-  pack_left(w.values, rows_of(v, in.v.stride, p.value_dim), keys);
-  pack_left(w.key_columns, components_of(k, in.k.stride, keys), p.key_dim);
+  kernels_.pack_left_pairs(w.keys, rows_of(k, in.k.stride, keys, p.key_dim));
+  kernels_.pack_left_pairs(w.values, rows_of(v, in.v.stride, keys, p.value_dim));
+  kernels_.pack_left_pairs(w.key_columns, components_of(k, in.k.stride, keys, p.key_dim));
   std::fill_n(w.dkeys, kBlock * key_dim, 0.0f);
   std::fill_n(w.dvalues, kBlock * value_dim, 0.0f);
   alignas(64) int32_t first_lane[kBlock], last_lane[kBlock];

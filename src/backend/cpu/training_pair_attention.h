@@ -38,8 +38,6 @@ class PairAttention {
   void backward_keys(const Head& head, int64_t key, int64_t first_query);
   void multiply(float* c, int64_t c_ld, const uint16_t* left, const uint16_t* right, int64_t row_panels, int64_t col_panels,
                 int64_t depth, bool add) const;
-  void pack_left(uint16_t* out, const PairSource& source, int64_t lines) const;
-  void pack_right(uint16_t* out, const PairSource& source, int64_t lines) const;
 
   const TrainingKernels& kernels_;
   ThreadPool& pool_;

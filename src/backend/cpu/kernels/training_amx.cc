@@ -97,25 +97,30 @@ QUIPU_KERNEL void pack_row_pairs(uint16_t* out, const float* p, int64_t ld, int6
   repeat<16>([&](auto pair) { _mm512_storeu_si512(out + 32 * pair, words[pair]); });
 }
 
-void pack_left_pairs(uint16_t* out, const PairSource& s) {
-  for (int64_t first = 0; first < kPairRows; first += 16) {
-    const int64_t here = s.lines - first;   // may be none
-    const float* from = here > 0 ? s.from + (s.across ? first : first * s.ld) : s.from;
-    for (int64_t k = 0; k < 32 * s.blocks; k += 32, out += 512) {
-      s.across ? pack_row_pairs<true>(out, from + k * s.ld, s.ld, here, s.depth - k) : pack_lines<false>(out, from + k, s.ld, here, s.depth - k);
+// Components `across` lines lie in rows of their own: all lines of 32 such rows are packed before the next 32 are touched.
+template <bool kLeft>
+void pack_pairs(uint16_t* out, const PairSource& s) {
+  const int64_t halves = (s.lines + kPairRows - 1) / kPairRows * 2, depth = 32 * s.blocks;
+  const auto to = [&](int64_t half, int64_t k) { return out + half / 2 * s.panel_step + half % 2 * 16 * depth + 16 * k; };
+  if (s.across) {
+    for (int64_t k = 0; k < depth; k += 32) {
+      for (int64_t half = 0; half < halves; ++half) {
+        const int64_t here = s.lines - 16 * half;   // may be none
+        pack_row_pairs<kLeft>(to(half, k), s.from + k * s.ld + (here > 0 ? 16 * half : 0), s.ld, here, s.depth - k);
+      }
     }
+    return;
+  }
+  for (int64_t half = 0; half < halves; ++half) {
+    const int64_t here = s.lines - 16 * half;
+    const float* from = s.from + (here > 0 ? 16 * half * s.ld : 0);
+    for (int64_t k = 0; k < depth; k += 32) pack_lines<!kLeft>(to(half, k), from + k, s.ld, here, s.depth - k);
   }
 }
+void pack_left_pairs(uint16_t* out, const PairSource& source) { pack_pairs<true>(out, source); }
+void pack_right_pairs(uint16_t* out, const PairSource& source) { pack_pairs<false>(out, source); }
 
-void pack_right_pairs(uint16_t* out, const PairSource& s) {
-  for (int64_t first = 0; first < kGemmPanel; first += 16) {
-    const int64_t here = s.lines - first;
-    const float* from = here > 0 ? s.from + (s.across ? first : first * s.ld) : s.from;
-    for (int64_t k = 0; k < 32 * s.blocks; k += 32, out += 512) {
-      s.across ? pack_row_pairs<false>(out, from + k * s.ld, s.ld, here, s.depth - k) : pack_lines<true>(out, from + k, s.ld, here, s.depth - k);
-    }
-  }
-}
+inline void prefetch_to_write(const void* p) { __asm__ volatile("prefetchw %0" : : "m"(*static_cast<const char*>(p))); }
 
 template <int kTile>
 inline void tile_zero() { __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile)); }
@@ -161,7 +166,17 @@ void pair_tile(const PairTile& tile) {
   }
   const uint16_t *a = tile.a, *b = tile.b;
   const int64_t half = tile.blocks * 512;
+  // In a product's long blocks there is time to ask for memory; short ones work in the cache.
+  const int64_t soon_step = tile.soon_bytes == 0 ? 0 : (tile.soon_bytes / tile.blocks + 63) / 64 * 64;
+  const char *soon = static_cast<const char*>(tile.soon), *soon_end = soon + tile.soon_bytes;
+  const int64_t next_rows = tile.next_c == nullptr ? 0 : (kPairRows + tile.blocks - 1) / tile.blocks;
+  float *next = tile.next_c, *next_end = next + (next_rows > 0 ? kPairRows * tile.c_ld : 0);
   for (int64_t block = 0; block < tile.blocks; ++block, a += 512, b += 512) {
+    for (const char* end = soon + soon_step; soon < end && soon < soon_end; soon += 64) prefetch_far(soon);
+    for (float* end = next + next_rows * tile.c_ld; next < end && next < next_end; next += tile.c_ld) {
+      prefetch_to_write(next);
+      prefetch_to_write(next + 16);
+    }
     tile_load<6>(b, 64);
     tile_load<4>(a, 64);
     tile_dot<0, 4, 6>();

@@ -46,14 +46,19 @@ struct PairTile {
   int64_t blocks = 0;              // of 32 components
   bool add = false;
   const float* bias = nullptr;
+  // What will be wanted soon, asked for while this tile is computed: `soon_bytes` from `soon`, and the lines of the next c.
+  const void* soon = nullptr;
+  int64_t soon_bytes = 0;
+  float* next_c = nullptr;         // whole tiles, c_ld apart; or null
 };
-// What is packed into one of its factors: at most 32 lines (rows of the left, columns of the right one) of `depth` components,
-// zeros beyond both.
+// What is packed into panels of one of its factors: lines (rows of the left, columns of the right one) of `depth` components,
+// 32 lines a panel, zeros beyond both.
 struct PairSource {
   const float* from = nullptr;
   int64_t ld = 0;
   int64_t lines = 0, depth = 0;
   int64_t blocks = 0;              // of 32 components, at least depth / 32
+  int64_t panel_step = 0;          // elements from one panel to the next
   bool across = false;             // component k of line i at from[k * ld + i], else at from[i * ld + k]
 };
 inline constexpr int64_t kPairRows = 32;
