@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
+
+#include "attention/shared/feature_rows.h"
 
 namespace quipu {
 namespace {
@@ -20,6 +23,7 @@ template <class Real>
 void raw_features(const FeatureMap& map, Real* out, const Real* x) {
   switch (map.feature) {
     case Feature::kElu1:
+      if constexpr (std::is_same_v<Real, float>) return elu1_rows(out, x, map.dim);
       for (int64_t i = 0; i < map.dim; ++i) out[i] = x[i] > 0 ? x[i] + 1 : std::exp(x[i]);
       return;
     case Feature::kDpfp:
@@ -49,6 +53,7 @@ template <class Real>
 void raw_features_backward(const FeatureMap& map, Real* dx, const Real* dout, const Real* x) {
   switch (map.feature) {
     case Feature::kElu1:
+      if constexpr (std::is_same_v<Real, float>) return elu1_rows_backward(dx, dout, x, map.dim);
       for (int64_t i = 0; i < map.dim; ++i) dx[i] += x[i] > 0 ? dout[i] : dout[i] * std::exp(x[i]);
       return;
     case Feature::kDpfp: {

@@ -1,0 +1,43 @@
+// The vectors of elu(x) + 1 against the C library's exp in double.
+#include "attention/shared/feature_rows.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+namespace quipu {
+namespace {
+
+TEST(FeatureRows, AgreeWithTheLibraryAtEveryLengthAndFarFromZero) {
+  for (const int64_t count : {1, 15, 16, 17, 32, 100}) {
+    std::vector<float> x, out(static_cast<size_t>(count), 9.0f), dx(static_cast<size_t>(count), 2.0f);
+    for (int64_t i = 0; i < count; ++i) x.push_back(static_cast<float>(i % 3 == 0 ? 0.37 * static_cast<double>(i) : -0.83 * static_cast<double>(i)));
+    const std::vector<float> dout(static_cast<size_t>(count), 3.0f);
+    elu1_rows(out.data(), x.data(), count);
+    elu1_rows_backward(dx.data(), dout.data(), x.data(), count);
+    for (size_t i = 0; i < x.size(); ++i) {
+      const double v = static_cast<double>(x[i]), slope = v > 0 ? 1.0 : std::exp(v), expected = v > 0 ? v + 1 : slope;
+      // The polynomial's 2e-7 and half an ulp.
+      EXPECT_NEAR(static_cast<double>(out[i]), expected, 3e-7 * expected) << x[i];
+      EXPECT_NEAR(static_cast<double>(dx[i]), 2 + 3 * slope, 6e-7 * (2 + 3 * slope)) << x[i];
+    }
+  }
+}
+
+TEST(FeatureRows, KeepNaNAndEndAtTheSmallest) {
+  std::vector<float> x(20, std::numeric_limits<float>::quiet_NaN()), out(20);
+  x[1] = -1000.0f;
+  x[2] = -std::numeric_limits<float>::infinity();
+  x[3] = 0.0f;
+  elu1_rows(out.data(), x.data(), 20);
+  EXPECT_TRUE(std::isnan(out[0]));
+  EXPECT_TRUE(std::isnan(out[19]));
+  EXPECT_NEAR(out[1], 0.0f, 1e-37f);
+  EXPECT_NEAR(out[2], 0.0f, 1e-37f);
+  EXPECT_EQ(out[3], 1.0f);
+}
+
+}  // namespace
+}  // namespace quipu
