@@ -840,6 +840,32 @@ class Init(Case):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("holds no tokenizer.json", self.refused(3, "init", self.config(), self.out("x"), "--tokenizer", FOLDER / "nowhere"))
 
+    def test_a_memory_of_fixed_size_reads_a_million_tokens_within_the_memory_it_printed(self):
+        text = FOLDER / "million.txt"
+        text.write_text("".join(f"{i} is a number and no other is {i}. " for i in range(66_000)))
+        quipu("tokenizer", "train", text, "--vocab-size", 320, "-o", FOLDER / "numbers.json")
+        size = len(json.loads((FOLDER / "numbers.json").read_text())["model"]["vocab"]) + 1
+        folder = self.out("tokenizer")
+        folder.mkdir()
+        (FOLDER / "numbers.json").rename(folder / "tokenizer.json")
+        config = self.config({**self.INFINI, "heads": 2, "kv_heads": 1, "head_dim": 8}, vocab_size=size, num_hidden_layers=1,
+                             hidden_size=16, intermediate_size=16)
+        self.assertEqual(quipu("init", config, self.out(), "--tokenizer", folder).returncode, 0)
+        command = [PROGRAM, "run", self.out(), "--raw", "-f", text, "-n", "2"]
+        with subprocess.Popen(command, cwd=FOLDER, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+            child.stdout.read()
+            notes = child.stderr.read().decode()
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+        self.assertEqual(child.returncode, 0, notes)
+        read = re.search(r"^prompt ([0-9,]+) tok .* answer 2 tok .* state ([0-9.]+) KiB", notes, re.MULTILINE)
+        self.assertIsNotNone(read, notes)
+        self.assertGreater(int(read[1].replace(",", "")), 1_000_000)   # the model is made for 4,096
+        printed = re.search(r"memory: at most ([0-9.]+) (KiB|MiB|GiB)", notes)
+        self.assertIsNotNone(printed, notes)
+        limit = float(printed[1]) * {"KiB": 1, "MiB": 2**10, "GiB": 2**20}[printed[2]]
+        self.assertLess(usage.ru_maxrss, limit * 1.001, notes)   # printed to four digits
+
     def test_what_is_there_stays_unless_forced(self):
         out = self.out()
         quipu("init", self.config(), out, "--seed", 1)
