@@ -25,7 +25,7 @@ from make_model import make_model  # noqa: E402
 
 PROGRAM = ""
 FOLDER = None
-TIMEOUT = int(os.environ.get("QUIPU_TEST_TIMEOUT", "120"))
+TIMEOUT = int(os.environ.get("QUIPU_TEST_TIMEOUT", "600"))
 
 
 def setUpModule():

@@ -24,7 +24,7 @@ from cli_test import ReportingResult  # noqa: E402
 
 PROGRAM = ""
 FOLDER = None
-TIMEOUT = int(os.environ.get("QUIPU_TEST_TIMEOUT", "180"))
+TIMEOUT = int(os.environ.get("QUIPU_TEST_TIMEOUT", "600"))
 
 MODEL = """
 [model.config]
