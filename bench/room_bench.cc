@@ -1,5 +1,6 @@
 // Times one layer of each room: decode steps and prompts, as shares of the machine's own roofs, measured in the same run: the
-// read roof of memory and the fp32 multiply-add roof of the instruction set. Every step's answer is first checked against
+// read roof of memory, the fp32 multiply-add roof of the instruction set and, with AMX, the roof of its bf16 tiles, which holds
+// for products of bf16 weights and for latent rows not kept in f32. Every step's answer is first checked against
 // the reference back end on a copy of the same state.
 //   room_bench [--isa NAME] [--threads N] [--context N] [--only TEXT] [--json FILE]
 // A state is filled with random rows instead of by a prompt, and so many states take turns that none stays in a cache.
@@ -14,6 +15,7 @@
 
 #include "attention/random_weights.h"
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/matrix_roof.h"
 #include "backend/reference/reference_backend.h"
 #include "base/clock.h"
 #include "base/random.h"
@@ -57,7 +59,7 @@ class HalfWeights final : public WeightSource {
 
 // Measured again before each case: on a shared machine they move.
 struct Roofs {
-  double bytes_per_second = 0, flops_per_second = 0;
+  double bytes_per_second = 0, flops_per_second = 0, tile_flops_per_second = 0;
 };
 
 struct Case {
@@ -155,6 +157,7 @@ Roofs measure_roofs(Backend& backend) {
   CHECK(std::isfinite(sink));
   std::sort(rates.begin(), rates.end());
   roofs.flops_per_second = rates[rates.size() / 2];
+  roofs.tile_flops_per_second = backend.isa() == Isa::kAmx ? cpu::matrix_roof(Isa::kAmx, true, backend.threads()) : roofs.flops_per_second;
   return roofs;
 }
 
@@ -184,9 +187,13 @@ void take_times(Outcome& outcome, std::vector<double>& seconds) {
 
 struct Phase {
   double bytes = 0, flops = 0;
-  double seconds(const Roofs& roofs) const { return std::max(bytes / roofs.bytes_per_second, flops / roofs.flops_per_second); }
-  bool memory_bound(const Roofs& roofs) const { return bytes / roofs.bytes_per_second > flops / roofs.flops_per_second; }
+  bool tiles = false;   // flops are bf16 products
+  double matrix_seconds(const Roofs& roofs) const { return flops / (tiles ? roofs.tile_flops_per_second : roofs.flops_per_second); }
+  double seconds(const Roofs& roofs) const { return std::max(bytes / roofs.bytes_per_second, matrix_seconds(roofs)); }
+  bool memory_bound(const Roofs& roofs) const { return bytes / roofs.bytes_per_second > matrix_seconds(roofs); }
 };
+
+bool latent_tiles(const Case& test) { return test.dtype != DType::kF32 && (test.room == "latent" || test.room == "temporal_latent"); }
 
 void judge(Outcome& outcome, const Phase& weights, const Phase& context, const Roofs& roofs) {
   outcome.roofs = roofs;
@@ -258,9 +265,9 @@ Outcome bench_decode(const Case& test, Backend& backend, Backend& reference) {
   const double batch = static_cast<double>(test.batch);
   const auto context = [&](int64_t tokens) {
     return Phase{batch * static_cast<double>(layer.room().context_bytes_read(tokens, {test.dtype, kChunk})),
-                 batch * static_cast<double>(layer.room().context_flops(tokens))};
+                 batch * static_cast<double>(layer.room().context_flops(tokens)), latent_tiles(test)};
   };
-  const Phase weights{static_cast<double>(layer.room().weight_bytes()), batch * static_cast<double>(layer.room().flops_per_token())};
+  const Phase weights{static_cast<double>(layer.room().weight_bytes()), batch * static_cast<double>(layer.room().flops_per_token()), true};
   judge(outcome, weights, context(test.context), roofs);
   // What the layer takes apart from its context: itself on a short one, or its projections alone.
   Case bare = test;
@@ -276,7 +283,7 @@ Outcome bench_decode(const Case& test, Backend& backend, Backend& reference) {
   }
   const double rest_seconds = decode_seconds(bare, rest, brief, 1, x, nullptr);
   const Phase all = context(test.context), little = grows(layer) ? context(kShortContext) : Phase{};
-  outcome.context_share = Phase{all.bytes - little.bytes, all.flops - little.flops}.seconds(roofs) / (seconds - rest_seconds);
+  outcome.context_share = Phase{all.bytes - little.bytes, all.flops - little.flops, all.tiles}.seconds(roofs) / (seconds - rest_seconds);
   return outcome;
 }
 
@@ -309,7 +316,7 @@ Outcome bench_prompt(const Case& test, Backend& backend, Backend& reference) {
   }
   take_times(outcome, seconds);
   const double tokens = static_cast<double>(test.prompt);
-  judge(outcome, {static_cast<double>(layer.room().weight_bytes()), tokens * static_cast<double>(layer.room().flops_per_token())},
+  judge(outcome, {static_cast<double>(layer.room().weight_bytes()), tokens * static_cast<double>(layer.room().flops_per_token()), true},
         {0.0, test.pair_flops * tokens * tokens / 2}, roofs);
   return outcome;
 }
@@ -350,12 +357,15 @@ std::vector<Case> cases(int64_t context) {
   list.push_back({"gqa 16/4 x 128", "grouped_query", 2048, gqa(16, 4, 128), context, 1, DType::kF16, 2.0 * 16 * 256});
   list.push_back({"mha mtla-paper", "grouped_query", 512, gqa(8, 8, 64), context, 1, DType::kF16, 2.0 * 8 * 128});
   list.push_back({"mla mtla-paper", "latent", 512, mla(8, 256, 64, 32, 64, "layer"), context, 1, DType::kF16, paper_pair});
+  list.push_back({"mla mtla-paper bf16", "latent", 512, mla(8, 256, 64, 32, 64, "layer"), context, 1, DType::kBF16});
   for (const int64_t stride : {2, 3, 4}) {
     HyperParameters p = mla(8, 256, 64, 32, 64, "layer");
     p.set("stride", stride);
     const std::string name = "mtla mtla-paper s=" + std::to_string(stride);
     list.push_back({name, "temporal_latent", 512, p, context, 1, DType::kF16, paper_pair / static_cast<double>(stride)});
+    list.push_back({name + " bf16", "temporal_latent", 512, p, context, 1, DType::kBF16});
     list.push_back({name, "temporal_latent", 512, p, 3072, 32, DType::kF16});
+    list.push_back({name + " bf16", "temporal_latent", 512, p, 3072, 32, DType::kBF16});
   }
   list.push_back({"mha mtla-paper", "grouped_query", 512, gqa(8, 8, 64), 3072, 32, DType::kF16});
   for (const char* rule : {"linear", "delta", "delta_true"}) {
@@ -374,14 +384,15 @@ std::vector<Case> cases(int64_t context) {
 }
 
 std::string json_line(const Outcome& o) {
-  char line[640];
+  char line[768];
   std::snprintf(line, sizeof(line),
                 "  {\"name\": \"%s\", \"kind\": \"%s\", \"context\": %lld, \"batch\": %lld, \"milliseconds\": %.4f, \"low\": %.4f, "
-                "\"high\": %.4f, \"gigabytes_per_second\": %.2f, \"gflops\": %.1f, \"read_roof_gigabytes_per_second\": %.1f, \"fma_roof_gflops\": %.1f, \"bound\": \"%s\", \"share_of_roof\": %.3f, \"context_share_of_roof\": %.3f, "
+                "\"high\": %.4f, \"gigabytes_per_second\": %.2f, \"gflops\": %.1f, \"read_roof_gigabytes_per_second\": %.1f, \"fma_roof_gflops\": %.1f, \"tile_roof_gflops\": %.1f, \"bound\": \"%s\", \"share_of_roof\": %.3f, \"context_share_of_roof\": %.3f, "
                 "\"largest_relative_error\": %.2e}",
                 o.name.c_str(), o.kind.c_str(), static_cast<long long>(o.context), static_cast<long long>(o.batch), o.milliseconds,
                 o.low, o.high, o.bytes / o.milliseconds * 1e-6, o.flops / o.milliseconds * 1e-6, o.roofs.bytes_per_second * 1e-9,
-                o.roofs.flops_per_second * 1e-9, o.bound.c_str(), o.share, o.context_share, o.error);
+                o.roofs.flops_per_second * 1e-9, o.roofs.tile_flops_per_second * 1e-9, o.bound.c_str(), o.share, o.context_share,
+                o.error);
   return line;
 }
 
@@ -398,11 +409,11 @@ int run(Isa isa, int threads, int64_t context, const std::string& only, const ch
   for (const Case& test : cases(context)) {
     if (test.name.find(only) == std::string::npos) continue;
     const auto report = [&](const Outcome& o) {
-      std::printf("%s %-26s %6lld x %-3lld %9.3f ms (%.3f-%.3f)  %6.2f GB/s %7.1f GFLOP/s (roofs %.1f, %.0f)  "
+      std::printf("%s %-26s %6lld x %-3lld %9.3f ms (%.3f-%.3f)  %6.2f GB/s %7.1f GFLOP/s (roofs %.1f, %.0f, %.0f)  "
                   "%3.0f %% of the %s roof, context alone %3.0f %%  error %.1e\n",
                   o.kind.c_str(), o.name.c_str(), static_cast<long long>(o.context), static_cast<long long>(o.batch), o.milliseconds,
                   o.low, o.high, o.bytes / o.milliseconds * 1e-6, o.flops / o.milliseconds * 1e-6, o.roofs.bytes_per_second * 1e-9,
-                  o.roofs.flops_per_second * 1e-9, 100 * o.share, o.bound.c_str(), 100 * o.context_share, o.error);
+                  o.roofs.flops_per_second * 1e-9, o.roofs.tile_flops_per_second * 1e-9, 100 * o.share, o.bound.c_str(), 100 * o.context_share, o.error);
       std::fflush(stdout);
       outcomes.push_back(o);
     };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "attention/shared/latent_tiles.h"
 #include "base/check.h"
 #include "ops/kernels/attention_kernels.h"
 #include "ops/kv_cache.h"
@@ -13,12 +14,17 @@ namespace {
 
 constexpr int64_t kSegmentPages = 4;
 constexpr int64_t kSegmentRows = kSegmentPages * kPageRows;
-constexpr int64_t kBlockQueries = 64;       // query rows (token, head) that meet a widened page together
+// A task of tiles: its segments of 256 rows are folded one after the other by the thread that makes them, as a partial result of
+// 16 heads takes a tenth of its segment's bytes to and from memory.
+constexpr int64_t kTileTaskRows = 4 * kTileSegmentRows;
+constexpr int64_t kBlockQueries = 64;       // query rows (token, head) that meet a page together
 constexpr int64_t kSlotsPerThread = 8;      // partial results of kBlockQueries queries that are kept at once
-constexpr int64_t kRunsPerThread = 8, kMostRun = 8;   // segments of a task: as many as leave every thread some tasks
+constexpr int64_t kRunShare = 4;            // a run is at most that part of a thread's share of the tasks left
+constexpr int64_t kMostRun = 8;
 constexpr int64_t kFoldQueries = 4;         // queries a folding task takes
 
 int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }   // no cache line of two threads
+int64_t groups_of(int64_t queries) { return (queries + kTileQueries - 1) / kTileQueries; }
 
 // Rows of one sequence with all heads, or some heads of one row: queries that lie side by side.
 struct Block {
@@ -26,6 +32,7 @@ struct Block {
   int64_t first_head = 0, heads = 0;
   int64_t segments = 0;
   int64_t first_task = 0;    // of all blocks' segments, in order
+  int64_t first_group = 0;   // of all blocks' queries as tiles read them
   int64_t queries() const { return rows * heads; }
 };
 
@@ -49,16 +56,19 @@ class AbsorbedAttention {
     scratch += whole_lines(out.rows * s_.heads);
     slots_ = scratch;
     scratch += slot_floats(s_, pool.threads());
+    packed_ = reinterpret_cast<uint16_t*>(scratch);
+    scratch += packed_floats(s_, out.rows);
     workers_ = scratch;
   }
   static int64_t scratch_floats(const LatentShape& s, int64_t rows, int threads) {
     static_assert(sizeof(Block) % sizeof(float) == 0);
     return whole_lines(most_blocks(s, rows) * static_cast<int64_t>(sizeof(Block) / sizeof(float))) +
-           2 * whole_lines(rows * s.heads) + slot_floats(s, threads) + threads * worker_floats(s);
+           2 * whole_lines(rows * s.heads) + slot_floats(s, threads) + packed_floats(s, rows) + threads * worker_floats(s);
   }
 
   void run() {
     make_blocks();
+    if (tiles_) pack_queries();
     const int64_t capacity = slot_floats(s_, pool_.threads());
     // As many partial results as there is room for, then their folding: the order of each block's segments is kept.
     for (int64_t begin = 0; begin < tasks_;) {
@@ -82,8 +92,15 @@ class AbsorbedAttention {
   static int64_t slot_floats(const LatentShape& s, int threads) {
     return kSlotsPerThread * threads * whole_lines(kBlockQueries * (s.rank + 2));
   }
+  static int64_t later_floats(const LatentShape& s) { return whole_lines(kBlockQueries * (s.rank + 2)); }
   static int64_t worker_floats(const LatentShape& s) {
-    return whole_lines(kPageRows * s.width()) + kBlockQueries * kPageRows + 3 * kBlockQueries;
+    const int64_t one_page = whole_lines(kPageRows * s.width()) + kBlockQueries * kPageRows + 3 * kBlockQueries;
+    const int64_t work = tile_work_bytes(kBlockQueries, s.width()) / static_cast<int64_t>(sizeof(float));
+    return std::max(one_page, kBlockQueries + later_floats(s) + work);
+  }
+  // At most one group of a block is not full.
+  static int64_t packed_floats(const LatentShape& s, int64_t rows) {
+    return (rows * s.heads / kTileQueries + most_blocks(s, rows)) * tile_query_halves(s.width()) / 2;
   }
 
   void make_blocks() {
@@ -100,13 +117,30 @@ class AbsorbedAttention {
                  .rows = end - row,
                  .first_head = head,
                  .heads = std::min(group, s_.heads - head),
-                 .segments = std::max<int64_t>(1, (most + kSegmentRows - 1) / kSegmentRows),
-                 .first_task = tasks_};
+                 .segments = std::max<int64_t>(1, (most + task_rows_ - 1) / task_rows_),
+                 .first_task = tasks_,
+                 .first_group = groups_};
         tasks_ += block.segments;
+        groups_ += groups_of(block.queries());
       }
       row = end;
     }
   }
+  RowBlock queries_of(const Block& block) const {
+    const int64_t width = s_.width();
+    return {query_.row(block.first_row) + block.first_head * width, width, width, block.queries()};
+  }
+  void pack_queries() const {
+    pool_.parallel_for(count_, [&](int64_t index) {
+      const Block& block = blocks_[index];
+      const RowBlock q = queries_of(block);
+      for (int64_t first = 0; first < q.rows; first += kTileQueries) {
+        pack_tile_queries(packed_of(block) + first / kTileQueries * tile_query_halves(q.dim),
+                          {q.data + first * q.stride, q.stride, q.dim, std::min(kTileQueries, q.rows - first)});
+      }
+    });
+  }
+  uint16_t* packed_of(const Block& block) const { return packed_ + block.first_group * tile_query_halves(s_.width()); }
   std::byte* const* pages(int64_t row) const { return contexts_[static_cast<size_t>(row)].pages.data(); }
   int64_t block_of(int64_t task) const {
     const Block* after = std::upper_bound(blocks_, blocks_ + count_, task,
@@ -138,14 +172,36 @@ class AbsorbedAttention {
     std::fill_n(partial.total, queries, 0.0f);
   }
 
-  // A task is a run of segments: only its first page is not asked for before it is needed.
+  // A thread takes runs of tasks, of which only the first page is not asked for before it is needed: long runs at first, single
+  // tasks at last, so that all threads end together.
+  struct Run {
+    int64_t begin, tasks;
+  };
+  Run run_of(int64_t begin, int64_t end, int64_t number) const {
+    Run run{begin, 0};
+    for (int64_t i = 0; i <= number && run.begin + run.tasks < end; ++i) {
+      run.begin += run.tasks;
+      run.tasks = std::clamp<int64_t>((end - run.begin) / (kRunShare * pool_.threads()), 1, kMostRun);
+    }
+    return run;
+  }
   void run_segments(int64_t begin, int64_t end) {
-    const int64_t run = std::clamp<int64_t>((end - begin) / (kRunsPerThread * pool_.threads()), 1, kMostRun);
-    pool_.parallel_for_worker((end - begin + run - 1) / run, [&](int64_t index, int worker) {
-      for (int64_t task = begin + index * run; task < std::min(end, begin + (index + 1) * run); ++task) {
+    int64_t runs = 0;
+    for (int64_t at = begin; at < end; ++runs) {
+      const Run run = run_of(begin, end, runs);
+      at = run.begin + run.tasks;
+    }
+    pool_.parallel_for_worker(runs, [&](int64_t index, int worker) {
+      const Run run = run_of(begin, end, index);
+      for (int64_t task = run.begin; task < run.begin + run.tasks; ++task) {
         const Block& block = blocks_[block_of(task)];
-        run_segment(block, task - block.first_task, partial_of(begin, task), worker);
+        if (tiles_) {
+          run_tiles(task, partial_of(begin, task), worker, run.begin + run.tasks);
+        } else {
+          run_segment(block, task - block.first_task, partial_of(begin, task), worker);
+        }
       }
+      if (tiles_) release_latent_tiles();
     });
   }
 
@@ -157,7 +213,7 @@ class AbsorbedAttention {
     int32_t* first_key = reinterpret_cast<int32_t*>(rescale + kBlockQueries);
     int32_t* last_key = first_key + kBlockQueries;
     const int64_t queries = block.queries();
-    const RowBlock q{query_.row(block.first_row) + block.first_head * width, width, width, queries};
+    const RowBlock q = queries_of(block);
     clear(partial, queries);
     std::fill_n(first_key, queries, 0);
     for (int64_t first = segment * kSegmentRows; first < (segment + 1) * kSegmentRows; first += kPageRows) {
@@ -183,6 +239,51 @@ class AbsorbedAttention {
       }
       kernels_.softmax_page(scores, partial.maximum, partial.total, rescale, first_key, last_key, queries, s_.scale, 0.0f);
       kernels_.row_values({partial.out, s_.rank, queries}, scores, rescale, {rows, width, s_.rank, count}, late);
+    }
+  }
+
+  // Of the kTileSegmentRows rows from `first`, how many query i of a block sees, and the most that one sees.
+  int64_t rows_seen(const Block& block, int64_t first, int64_t query) const {
+    const int64_t rows = contexts_[static_cast<size_t>(block.first_row + query / block.heads)].rows;
+    return std::clamp<int64_t>(rows - first, 0, kTileSegmentRows);
+  }
+  int64_t most_seen(const Block& block, int64_t first) const {
+    int64_t most = 0;
+    for (int64_t i = 0; i < block.rows; ++i) most = std::max(most, rows_seen(block, first, i * block.heads));
+    return most;
+  }
+  void put_pages(const std::byte** out, const Block& block, int64_t first) const {
+    const auto& pages = contexts_[static_cast<size_t>(block.first_row)].pages;
+    const int64_t count = (most_seen(block, first) + kPageRows - 1) / kPageRows;
+    for (int64_t i = 0; i < count; ++i) out[i] = pages[static_cast<size_t>(first / kPageRows + i)];
+  }
+
+  // What is read next is asked for on the way, unless another thread may take it.
+  void run_tiles(int64_t task, const Partial& partial, int worker, int64_t end_of_run) const {
+    const Block& block = blocks_[block_of(task)];
+    const int64_t begin = (task - block.first_task) * kTileTaskRows, queries = block.queries();
+    float* work = workers_ + worker * worker_floats(s_);
+    int32_t* visible = reinterpret_cast<int32_t*>(work);
+    float* more = work + kBlockQueries;
+    const Partial later{more, more + queries * s_.rank, more + queries * (s_.rank + 1)};
+    std::byte* scratch = reinterpret_cast<std::byte*>(more + later_floats(s_));
+    for (int64_t first = begin; first < begin + kTileTaskRows; first += kTileSegmentRows) {
+      TileSegment segment{.rows = most_seen(block, first), .dtype = s_.dtype, .width = s_.width(), .rank = s_.rank};
+      if (segment.rows == 0) {
+        if (first == begin) clear(partial, queries);
+        return;
+      }
+      put_pages(segment.pages, block, first);
+      if (first + kTileSegmentRows < begin + kTileTaskRows) put_pages(segment.next, block, first + kTileSegmentRows);
+      if (segment.next[0] == nullptr && task + 1 < end_of_run) {
+        const Block& next = blocks_[block_of(task + 1)];
+        put_pages(segment.next, next, (task + 1 - next.first_task) * kTileTaskRows);
+      }
+      for (int64_t i = 0; i < queries; ++i) visible[i] = static_cast<int32_t>(rows_seen(block, first, i));
+      const Partial& to = first == begin ? partial : later;
+      attend_tiles({to.out, to.maximum, to.total}, {packed_of(block), queries, visible, s_.scale}, segment, scratch);
+      if (first == begin) continue;
+      kernels_.merge_partial(partial.out, partial.maximum, partial.total, later.out, later.maximum, later.total, queries, s_.rank);
     }
   }
 
@@ -235,9 +336,12 @@ class AbsorbedAttention {
   std::span<const LatentContext> contexts_;
   const LatentShape& s_;
   Block* blocks_ = nullptr;
-  int64_t count_ = 0, tasks_ = 0;
+  int64_t count_ = 0, tasks_ = 0, groups_ = 0;
   float *maximum_ = nullptr, *total_ = nullptr;   // of the running results, which are out_ itself
   float *slots_ = nullptr, *workers_ = nullptr;
+  const bool tiles_ = multiplies_latents_by_tiles(s_.isa, s_.dtype);
+  const int64_t task_rows_ = tiles_ ? kTileTaskRows : kSegmentRows;
+  uint16_t* packed_ = nullptr;                    // of every block, group after group
 };
 
 }  // namespace

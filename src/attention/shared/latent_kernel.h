@@ -1,9 +1,10 @@
-// Attention over latent rows in the absorbed form: every cached row is widened once and meets all heads of all query rows
-// that share it, as a product of matrices.
+// Attention over latent rows in the absorbed form: every cached row is read once and meets all heads of all query rows that
+// share it, as a product of matrices: widened to fp32, or, on AMX and unless rows are kept in f32, in bf16 tiles
+// (latent_tiles.h).
 //
-// Rows are taken in segments of kSegmentPages pages. A segment's partial result starts from nothing and is then folded into
-// the running one, segment by segment, whichever thread computed it: results depend neither on threads, nor on the batch,
-// nor on how a prompt was cut.
+// Rows are taken in tasks of a fixed number of rows. A task's partial result starts from nothing and is then folded into the
+// running one, task by task, whichever thread computed it: results depend neither on threads, nor on the batch, nor on how a
+// prompt was cut.
 #pragma once
 
 #include <cstddef>
