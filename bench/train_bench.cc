@@ -111,7 +111,8 @@ int run(int argc, char** argv) {
   }
   targets.back() = -1;
   const std::vector<float> weights(rows, 1.0f / static_cast<float>(rows));
-  std::vector<float> first(m.weights().size()), second(m.weights().size());
+  const auto moments = [&] { return Buffer::allocate(m.weights().size() * sizeof(float)).value(); };
+  const Buffer first = moments(), second = moments();
   const TrainMemory memory = m.memory(offsets);
   const double planned = static_cast<double>(memory.total() + 2 * memory.weights) / (1 << 30);
   const double flops = m.step_flops(offsets) * static_cast<double>(sequences / together);
@@ -137,7 +138,7 @@ int run(int argc, char** argv) {
       weight += result->sums.weight;
     }
     const double norm = std::sqrt((*ops)->squared_norm(m.gradients()));
-    (*ops)->adamw(m.weights(), {m.gradients(), first, second}, {.rate = 1e-3, .gradient_scale = std::min(1.0, 1.0 / norm), .step = step});
+    (*ops)->adamw(m.weights(), {m.gradients(), {first.as<float>(), m.weights().size()}, {second.as<float>(), m.weights().size()}}, {.rate = 1e-3, .gradient_scale = std::min(1.0, 1.0 / norm), .step = step});
     const double took = monotonic_seconds() - start;
     loss = sum / weight;
     if (step == 1) first_loss = loss;

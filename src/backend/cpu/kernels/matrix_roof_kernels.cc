@@ -47,6 +47,8 @@ double multiply_adds_portable(int64_t rounds, float* sink) {
   return 32.0 * kChains * static_cast<double>(rounds);
 }
 
+// Factors are numbers, as a model's are: with zeros, which flip no bits, the same loop runs a quarter to a half faster on
+// machines whose clock follows the power they draw.
 [[gnu::target("avx512f")]] double multiply_adds_amx(int64_t rounds, float* sink) {
   struct alignas(64) Config {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -57,16 +59,29 @@ double multiply_adds_portable(int64_t rounds, float* sink) {
     config.row_bytes[tile] = 64;
     config.rows[tile] = 16;
   }
+  // bfloat16 numbers between 0.5 and 2 of either sign; the last factor is the one before with its sign turned, so that sums stay
+  // as they are on average.
+  alignas(64) uint16_t factors[4][512];
+  uint32_t state = 1;
+  for (int i = 0; i < 4 * 512; ++i) {
+    state = state * 1664525u + 1013904223u;
+    factors[i / 512][i % 512] = static_cast<uint16_t>(0x3f00u + ((state >> 16) & 0x80ffu));
+  }
+  for (int i = 0; i < 512; ++i) factors[3][i] = factors[2][i] ^ 0x8000u;
   alignas(64) float out[256];
   __asm__ volatile("ldtilecfg %0" : : "m"(config));
-  __asm__ volatile("tilezero %tmm0\n tilezero %tmm1\n tilezero %tmm2\n tilezero %tmm3\n tilezero %tmm4\n tilezero %tmm5");
+  __asm__ volatile(
+      "tileloadd (%0,%4,1), %%tmm4\n tileloadd (%1,%4,1), %%tmm5\n tileloadd (%2,%4,1), %%tmm6\n tileloadd (%3,%4,1), %%tmm7\n"
+      "tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3"
+      : : "r"(factors[0]), "r"(factors[1]), "r"(factors[2]), "r"(factors[3]), "r"(int64_t{64}) : "memory");
   for (int64_t round = 0; round < rounds; ++round) {
     __asm__ volatile(
-        "tdpbf16ps %tmm5, %tmm4, %tmm0\n tdpbf16ps %tmm5, %tmm4, %tmm1\n tdpbf16ps %tmm5, %tmm4, %tmm2\n tdpbf16ps %tmm5, %tmm4, %tmm3");
+        "tdpbf16ps %tmm6, %tmm4, %tmm0\n tdpbf16ps %tmm7, %tmm4, %tmm1\n tdpbf16ps %tmm6, %tmm5, %tmm2\n tdpbf16ps %tmm7, %tmm5, %tmm3\n"
+        "tdpbf16ps %tmm7, %tmm4, %tmm0\n tdpbf16ps %tmm6, %tmm4, %tmm1\n tdpbf16ps %tmm7, %tmm5, %tmm2\n tdpbf16ps %tmm6, %tmm5, %tmm3");
   }
   __asm__ volatile("tilestored %%tmm0, (%0,%1,1)\n tilerelease" : : "r"(out), "r"(int64_t{64}) : "memory");
   *sink += out[0];
-  return 4.0 * 2.0 * 16 * 16 * 32 * static_cast<double>(rounds);
+  return 8.0 * 2.0 * 16 * 16 * 32 * static_cast<double>(rounds);
 }
 
 #endif
