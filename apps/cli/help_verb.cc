@@ -97,6 +97,7 @@ constexpr Verb kVerbs[] = {
      "--list names what there is. --quick measures less.",
      "quipu reproduce --list\n"
      "quipu reproduce costs --quick\n"
+     "tools/fetch_corpus && quipu reproduce variants --work variants\n"
      "quipu reproduce costs --json > costs.json",
      declare_reproduce},
     {"verify-room", "", "an attention layer against other people's numbers", "quipu verify-room FILE... [--json]",

@@ -20,13 +20,16 @@ namespace quipu::cli {
 namespace {
 
 struct ReproduceFlags {
-  std::string name;
+  std::string name, work, corpus;
+  std::vector<std::string> only;
   int64_t threads = 0;
   bool list = false, quick = false, json = false;
 };
 
 std::string command_of(const ReproduceFlags& flags) {
-  return "quipu reproduce " + flags.name + (flags.quick ? " --quick" : "");
+  std::string only;
+  for (const std::string& part : flags.only) only += (only.empty() ? " --only " : ",") + part;
+  return "quipu reproduce " + flags.name + (flags.quick ? " --quick" : "") + only;
 }
 
 // Four digits, or all of a whole number.
@@ -95,6 +98,9 @@ Result<void> reproduce(const ReproduceFlags& flags) {
   ReproduceOptions options;
   options.quick = flags.quick;
   options.threads = static_cast<int>(flags.threads);
+  options.work = (flags.work.empty() ? "reproduce-" + flags.name : flags.work) + (flags.quick ? "-quick" : "");
+  options.only = flags.only;
+  options.corpus = flags.corpus;
   options.interrupted = interrupt_flag();
   ProgressBar bar("reproduce " + flags.name, {.share = true});
   options.on_progress = [&bar](const std::string& what, double share) { bar.update(100 * share, 100, what); };
@@ -118,6 +124,10 @@ Action declare_reproduce(CLI::App& app) {
   app.add_option("NAME", flags->name, "what to reproduce, such as costs");
   app.add_flag("--list", flags->list, "name everything that can be reproduced");
   app.add_flag("--quick", flags->quick, "fewer sizes and repetitions");
+  app.add_option("--work", flags->work, "folder of trained models and finished parts; the same command goes on from there "
+                                        "(default: reproduce-NAME here; with --quick, -quick is added)");
+  app.add_option("--only", flags->only, "these models alone, such as mha,mtla2")->delimiter(',');
+  app.add_option("--corpus", flags->corpus, "variants, depths: folder with train/ and held_out/ (default: what tools/fetch_corpus made)");
   app.add_option("-t,--threads", flags->threads, "threads to use (default: one per core)")
       ->check(whole_number(0, 4096));
   app.add_flag("--json", flags->json, "a list of figures on standard output");

@@ -5,6 +5,8 @@ namespace quipu {
 std::span<const Reproduction> all_reproductions() {
   static constexpr Reproduction kAll[] = {
       {"costs", "state and speed of MTLA, DeepSeek-V2's MLA, Infini-attention and Mixture-of-Depths", reproduce_costs},
+      {"variants", "loss, state and speed of small models with every memory of the context, trained alike", reproduce_variants},
+      {"depths", "Mixture-of-Depths against dense models at equal training operations", reproduce_depths},
   };
   return kAll;
 }

@@ -25,6 +25,10 @@ struct Claim {
 struct ReproduceOptions {
   bool quick = false;  // fewer sizes and repetitions
   int threads = 0;     // 0: one per available core
+  // Of reproductions that train models: a folder in which finished parts are kept, and the parts asked for (empty: all).
+  std::string work;
+  std::vector<std::string> only;
+  std::string corpus;  // of variants and depths: folder with train/ and held_out/; empty: what tools/fetch_corpus made
   const volatile bool* interrupted = nullptr;
   // What is being done now, and the share of the work behind it, 0..1.
   std::function<void(const std::string& what, double share)> on_progress;
@@ -41,6 +45,10 @@ std::span<const Reproduction> all_reproductions();
 
 // Bytes and speeds of the memories: MTLA, DeepSeek-V2, Infini-attention, Mixture-of-Depths.
 Result<std::vector<Claim>> reproduce_costs(const ReproduceOptions& options);
+
+// Small models trained alike that differ in their memory of the context; the same with mixture of depths.
+Result<std::vector<Claim>> reproduce_variants(const ReproduceOptions& options);
+Result<std::vector<Claim>> reproduce_depths(const ReproduceOptions& options);
 
 // The commit this program was built from; "unknown" outside a repository. Made by cmake/commit.cmake.
 std::string build_commit();
