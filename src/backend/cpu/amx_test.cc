@@ -253,7 +253,7 @@ TEST_F(AmxTest, QuantisedProductsEqualAvx512sBitForBit) {
   }
 }
 
-// Widths that are no multiple of a tile's 32 columns, odd ones, and ones cut into several stretches of 1024.
+// Widths that are no multiple of a tile's 32 columns, odd ones, and ones cut into several stretches of 256.
 TEST_F(AmxTest, HalfProductsAtOddWidthsEqualOneRowProductsAndTheReference) {
   auto amx = backend_of(Isa::kAmx);
   auto reference = make_reference_backend(1);

@@ -26,6 +26,8 @@ void AttentionPlan::run(MatrixView<float> out, MatrixView<const float> q, std::s
   key_dim_ = cache.key_dim;
   value_dim_ = cache.value_dim;
   value_stride_ = (value_dim_ + 15) / 16 * 16;
+  tiles_ = kernels_.attend_segment != nullptr && dtype_ != DType::kF32;
+  block_rows_ = tiles_ ? kTileBlockRows : kBlockRows;
   for (const AttendSlice& slice : slices) {
     CHECK(slice.cache.dtype == dtype_ && slice.cache.kv_heads == kv_heads_ && slice.cache.key_dim == key_dim_ &&
           slice.cache.value_dim == value_dim_)
@@ -46,8 +48,8 @@ void AttentionPlan::make_blocks(std::span<const AttendSlice> slices) {
   blocks_.clear();
   for (const AttendSlice& slice : slices) {
     const int64_t all_rows = slice.rows * group_;
-    for (int64_t first = 0; first < all_rows; first += kBlockRows) {
-      const int64_t rows = std::min(kBlockRows, all_rows - first);
+    for (int64_t first = 0; first < all_rows; first += block_rows_) {
+      const int64_t rows = std::min(block_rows_, all_rows - first);
       const int64_t oldest = slice.first_key + first / group_;                 // key index of the block's first token
       const int64_t newest = slice.first_key + (first + rows - 1) / group_;
       const int64_t begin = options_.window > 0 ? std::max<int64_t>(0, oldest + 1 - options_.window) : 0;
@@ -69,8 +71,14 @@ void AttentionPlan::make_blocks(std::span<const AttendSlice> slices) {
 
 void AttentionPlan::prepare_workers() {
   workers_.resize(static_cast<size_t>(pool_.threads()));
-  const int64_t floats = kBlockRows * (key_dim_ + key_dim_ / 4 + key_dim_ / 32 + key_dim_ / 16) + kBlockRows * 64 + key_dim_ * 64 +
-                         64 * value_stride_ + 2 * kBlockRows * (value_stride_ + 2) + 3 * kBlockRows + 16 * 16;
+  const int64_t rows = block_rows_;
+  const int64_t half_floats = rows * paired_blocks(key_dim_) * kBlockCols / 2;
+  const int64_t shared = 2 * rows * (value_stride_ + 2) + 2 * rows + 20 * 16;
+  const int64_t tile_bytes = PairedSegment::key_bytes(key_dim_) + PairedSegment::value_bytes(value_dim_) +
+                             few_rows_scratch_bytes(std::max(key_dim_, value_dim_));
+  const int64_t floats = shared + (tiles_ ? half_floats + tile_bytes / 4
+                                          : rows * (key_dim_ + key_dim_ / 4 + key_dim_ / 32 + key_dim_ / 16) + rows * 65 +
+                                                key_dim_ * 64 + 64 * value_stride_);
   for (Worker& worker : workers_) {
     grow(worker.memory, floats * 4);
     float* next = worker.memory.as<float>();
@@ -79,20 +87,27 @@ void AttentionPlan::prepare_workers() {
       next += (count + 15) / 16 * 16;
       return part;
     };
-    worker.q = take(kBlockRows * key_dim_);
-    worker.q_codes = reinterpret_cast<int8_t*>(take(kBlockRows * key_dim_ / 4));
-    worker.q_scales = take(kBlockRows * key_dim_ / 32);
-    worker.q_sums = reinterpret_cast<int32_t*>(take(kBlockRows * key_dim_ / 16));
-    worker.scores = take(kBlockRows * 64);
-    worker.keys = take(key_dim_ * 64);
-    worker.values = take(64 * value_stride_);
-    worker.rescale = take(kBlockRows);
-    worker.first = reinterpret_cast<int32_t*>(take(kBlockRows));
-    worker.last = reinterpret_cast<int32_t*>(take(kBlockRows));
+    if (tiles_) {
+      worker.q_halves = reinterpret_cast<uint16_t*>(take(half_floats));
+      worker.pairs.keys_memory = reinterpret_cast<std::byte*>(take(PairedSegment::key_bytes(key_dim_) / 4));
+      worker.pairs.values = reinterpret_cast<std::byte*>(take(PairedSegment::value_bytes(value_dim_) / 4));
+      worker.tile_scratch = reinterpret_cast<std::byte*>(take(few_rows_scratch_bytes(std::max(key_dim_, value_dim_)) / 4));
+    } else {
+      worker.q = take(rows * key_dim_);
+      worker.q_codes = reinterpret_cast<int8_t*>(take(rows * key_dim_ / 4));
+      worker.q_scales = take(rows * key_dim_ / 32);
+      worker.q_sums = reinterpret_cast<int32_t*>(take(rows * key_dim_ / 16));
+      worker.scores = take(rows * 64);
+      worker.keys = take(key_dim_ * 64);
+      worker.values = take(64 * value_stride_);
+      worker.rescale = take(rows);
+    }
+    worker.first = reinterpret_cast<int32_t*>(take(rows));
+    worker.last = reinterpret_cast<int32_t*>(take(rows));
     for (Partial* partial : {&worker.part, &worker.whole}) {
-      partial->out = take(kBlockRows * value_stride_);
-      partial->maximum = take(kBlockRows);
-      partial->total = take(kBlockRows);
+      partial->out = take(rows * value_stride_);
+      partial->maximum = take(rows);
+      partial->total = take(rows);
     }
   }
 }
@@ -101,6 +116,13 @@ void AttentionPlan::load_queries(Worker& worker, const Block& block, MatrixView<
   for (int64_t r = 0; r < block.rows; ++r) {
     const int64_t flat = block.first_row + r;
     const float* source = q.row(block.slice->row_begin + flat / group_) + (block.kv_head * group_ + flat % group_) * key_dim_;
+    if (tiles_) {
+      const int64_t first = r / kSegmentRows * kSegmentRows;
+      const int64_t rows = std::min(kSegmentRows, block.rows - first);
+      uint16_t* out = worker.q_halves + first * paired_blocks(key_dim_) * kBlockCols + (r - first) * kBlockCols;
+      kernels_.round_row(out, rows * kBlockCols, source, key_dim_);
+      continue;
+    }
     std::copy_n(source, key_dim_, worker.q + r * key_dim_);
     if (dtype_ == DType::kQ8_0) {
       kernels_.quantise_row(worker.q_codes + r * key_dim_, worker.q_scales + r * (key_dim_ / 32),
@@ -155,7 +177,71 @@ void AttentionPlan::run_page(Worker& worker, const Block& block, int64_t page, c
   attention_.page_values(partial.out, worker.scores, worker.rescale, block.rows, values, keys_seen);
 }
 
-void AttentionPlan::run_segment(Worker& worker, const Block& block, int64_t segment, const Partial& partial) const {
+void AttentionPlan::run_segment_tiles(Worker& worker, const Block& block, int64_t segment, const Partial& partial,
+                                      const std::byte* ahead) const {
+  const AttendSlice& slice = *block.slice;
+  const int64_t begin = std::max(block.page_begin, segment * kSegmentPages);
+  const int64_t end = std::min(block.page_end, (segment + 1) * kSegmentPages);
+  const int64_t newest = slice.first_key + (block.first_row + block.rows - 1) / group_;
+  const std::byte *key_pages[kSegmentPages], *value_pages[kSegmentPages];
+  for (int64_t page = begin; page < end; ++page) {
+    key_pages[page - begin] = slice.cache.key_page(page) + block.kv_head * kv_head_page_bytes(dtype_, key_dim_);
+    value_pages[page - begin] = slice.cache.value_page(page) + block.kv_head * kv_head_page_bytes(dtype_, value_dim_);
+  }
+  const KeySegment keys{.dtype = dtype_,
+                        .key_dim = key_dim_,
+                        .value_dim = value_dim_,
+                        .key_pages = key_pages,
+                        .value_pages = value_pages,
+                        .keys = std::min((end - begin) * kPageRows, newest + 1 - begin * kPageRows),
+                        .ahead = ahead == nullptr ? key_pages[0] : ahead};
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const int64_t past_own = slice.first_key + (block.first_row + r) / group_ + 1 - begin * kPageRows;
+    worker.last[r] = static_cast<int32_t>(std::clamp<int64_t>(past_own, 0, keys.keys));
+    worker.first[r] = options_.window > 0 ? static_cast<int32_t>(std::clamp<int64_t>(past_own - options_.window, 0, keys.keys)) : 0;
+  }
+  if (block.rows <= kFewRows) {
+    kernels_.attend_few({.out = partial.out, .stride = value_stride_, .maximum = partial.maximum, .total = partial.total},
+                        {.rows = block.rows,
+                         .halves = worker.q_halves,
+                         .first = worker.first,
+                         .last = worker.last,
+                         .scale = options_.scale,
+                         .softcap = options_.logit_softcap},
+                        keys, worker.tile_scratch);
+    return kernels_.end_products();
+  }
+  PairedSegment& pairs = worker.pairs;
+  pairs.key_dim = key_dim_;
+  pairs.value_dim = value_dim_;
+  pairs.keys = keys.keys;
+  kernels_.pair_segment(pairs, keys);
+  for (int64_t first = 0; first < block.rows; first += kSegmentRows) {
+    const int64_t rows = std::min(kSegmentRows, block.rows - first);
+    PairedSegment seen = pairs;
+    seen.keys = worker.last[first + rows - 1];   // rows are in the order of their tokens
+    if (seen.keys == 0) {
+      std::fill_n(partial.maximum + first, rows, -std::numeric_limits<float>::infinity());
+      continue;
+    }
+    kernels_.attend_segment({.out = partial.out + first * value_stride_,
+                             .stride = value_stride_,
+                             .maximum = partial.maximum + first,
+                             .total = partial.total + first},
+                            {.rows = rows,
+                             .halves = worker.q_halves + first * paired_blocks(key_dim_) * kBlockCols,
+                             .first = worker.first + first,
+                             .last = worker.last + first,
+                             .scale = options_.scale,
+                             .softcap = options_.logit_softcap},
+                            seen, worker.tile_scratch);
+  }
+  kernels_.end_products();
+}
+
+void AttentionPlan::run_segment(Worker& worker, const Block& block, int64_t segment, const Partial& partial,
+                                const std::byte* ahead) const {
+  if (tiles_) return run_segment_tiles(worker, block, segment, partial, ahead);
   clear(partial, block.rows);
   const int64_t begin = std::max(block.page_begin, segment * kSegmentPages);
   const int64_t end = std::min(block.page_end, (segment + 1) * kSegmentPages);
@@ -215,7 +301,15 @@ void AttentionPlan::run_split_segments(MatrixView<float> out, MatrixView<const f
     Worker& worker = workers_[static_cast<size_t>(number)];
     const int64_t segment = block.page_begin / kSegmentPages + step;
     load_queries(worker, block, q);
-    run_segment(worker, block, segment, split_partial(block, segment));
+    // What this thread will read next, if all take turns: a guess that costs nothing when it is wrong.
+    const std::byte* ahead = nullptr;
+    const int64_t next = task + pool_.threads();
+    if (even && next < tasks) {
+      const Block& later = blocks_[static_cast<size_t>(next % count)];
+      const int64_t page = std::max(later.page_begin, (later.page_begin / kSegmentPages + next / count) * kSegmentPages);
+      ahead = later.slice->cache.key_page(page) + later.kv_head * kv_head_page_bytes(dtype_, key_dim_);
+    }
+    run_segment(worker, block, segment, split_partial(block, segment), ahead);
   });
   pool_.parallel_for_worker(count, [&](int64_t index, int number) {
     const Block& block = blocks_[static_cast<size_t>(index)];

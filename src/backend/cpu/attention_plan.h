@@ -25,8 +25,10 @@ class AttentionPlan {
  private:
   static constexpr int64_t kSegmentPages = 4;
   static constexpr int64_t kBlockRows = 64;   // query rows (token, head of the group) a task works on
+  // The same where a kernel takes whole segments: its keys are turned into pairs once for all of a task's rows.
+  static constexpr int64_t kTileBlockRows = 256;
 
-  // Up to kBlockRows query rows of one sequence that share a key head.
+  // Up to block_rows_ query rows of one sequence that share a key head.
   struct Block {
     const AttendSlice* slice = nullptr;
     int64_t kv_head = 0;
@@ -44,16 +46,20 @@ class AttentionPlan {
   };
   struct Worker {
     Buffer memory;
-    float* q = nullptr;           // [kBlockRows][key_dim]
+    float* q = nullptr;           // [block_rows_][key_dim]
     int8_t* q_codes = nullptr;
     float* q_scales = nullptr;
     int32_t* q_sums = nullptr;
-    float* scores = nullptr;      // [kBlockRows][64]
+    float* scores = nullptr;      // [block_rows_][64]
     float* keys = nullptr;        // [key_dim][64]
     float* values = nullptr;      // [64][value_stride]
     float* rescale = nullptr;
     int32_t* first = nullptr;
     int32_t* last = nullptr;
+    // Of the kernels for whole segments.
+    uint16_t* q_halves = nullptr;   // by sub-block of kSegmentRows rows: [key_dim / 32][rows][32]
+    PairedSegment pairs;
+    std::byte* tile_scratch = nullptr;
     Partial part, whole;
   };
 
@@ -61,7 +67,9 @@ class AttentionPlan {
   void prepare_workers();
   void load_queries(Worker& worker, const Block& block, MatrixView<const float> q) const;
   void clear(const Partial& partial, int64_t rows) const;
-  void run_segment(Worker& worker, const Block& block, int64_t segment, const Partial& partial) const;
+  // ahead: memory that will be read next, or null.
+  void run_segment(Worker& worker, const Block& block, int64_t segment, const Partial& partial, const std::byte* ahead = nullptr) const;
+  void run_segment_tiles(Worker& worker, const Block& block, int64_t segment, const Partial& partial, const std::byte* ahead) const;
   void run_page(Worker& worker, const Block& block, int64_t page, const Partial& partial) const;
   void finish(const Block& block, const Partial& whole, MatrixView<float> out) const;
   void run_whole_blocks(MatrixView<float> out, MatrixView<const float> q);
@@ -73,6 +81,8 @@ class AttentionPlan {
   ThreadPool& pool_;
   AttendOptions options_;
   DType dtype_ = DType::kF16;
+  bool tiles_ = false;            // whole segments at a time, by kernels_.attend_segment
+  int64_t block_rows_ = kBlockRows;
   int64_t kv_heads_ = 0, group_ = 1, key_dim_ = 0, value_dim_ = 0, value_stride_ = 0;
   std::vector<Block> blocks_;
   std::vector<Worker> workers_;

@@ -43,7 +43,7 @@ class MatmulPlan {
   void prepare_float(MatrixView<const float> x);
   void prepare_paired(MatrixView<const float> x);
   QuantisedTile quantised_tile(const Tile& tile, int64_t cols, const Correction& correction) const;
-  void run_one_row(std::span<const MatmulOutput> outputs, const float* x);
+  void run_few_rows(std::span<const MatmulOutput> outputs, MatrixView<const float> x);
   void run_rows(std::span<const MatmulOutput> outputs, int64_t cols, bool any_paired);
   void run_wide_panels(const MatmulOutput& output, int64_t first_panel, int panels, int worker);
   void run_float_panels(const MatmulOutput& output, int64_t first_panel, int panels);

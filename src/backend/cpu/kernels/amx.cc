@@ -6,13 +6,13 @@
 // dots are whole numbers, so results equal the one-row VNNI kernel's bit for bit. Weights are widened to signed values, the
 // zero point taken off: TDPBSSD then needs no correction, which saves one of four vector operations a dot.
 //
-// What to expect for a group of 32, 32 rows, two panels (not measured: written where no processor had AMX): the tile unit
-// is busy 4 x 16 cycles; the sums take 64 x 3 vector operations on two ports, 96 cycles, and 64 + 32 vector stores, 96
-// cycles. They overlap, as a group's tile operations stand before half of another group's sums: about 100 cycles for 65536
-// operations, 1.3 TOP/s a core at 2 GHz, where VNNI peaks at 0.6. Groups of 16 cost the same for half the operations.
+// Measured on a Xeon with AMX at 3.5 GHz, for a group of 32, 32 rows, two panels (65536 operations): tile products with their
+// loads 21 ns, stores of the dots 19 ns, both overlapped 27 ns; the sums 28 ns alone, but 56 ns beside tile instructions, which
+// leave the floating-point vectors one port of two. All of it takes 65 to 82 ns: 0.8 to 1 TOP/s a core. Groups of 16 cost the
+// same for half the operations.
 //
-// bf16 weights. 2 x 2 tiles over all columns, 64 tile-unit cycles a block of 32 columns for 65536 operations: 2 TFLOP/s a
-// core at 2 GHz from L1. One row takes the same instruction with tiles of one row, so a row's result does not depend on
+// bf16 weights. 2 x 2 tiles over all columns, 64 tile-unit cycles a block of 32 columns for 65536 operations: 3.2 TFLOP/s
+// a core from L1 or L2. One row takes the same instruction with tiles of one row, so a row's result does not depend on
 // how many rows are computed with it.
 #if defined(__x86_64__)
 
@@ -42,65 +42,7 @@ namespace {
 
 #include "backend/cpu/kernels/panel_body.h"
 
-// ---- tile registers -----------------------------------------------------------------------------------------------
-
-// Not the compiler's intrinsics: GCC 12's do not say that LDTILECFG reads 64 bytes and TILELOADD memory, so the stores
-// before them are dropped or moved, and the first tile instruction is SIGILL (ggml-org/llama.cpp#26954).
-template <int kTile>
-inline void tile_zero() { __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile)); }
-template <int kTile>
-inline void tile_load(const void* base, int64_t stride) {
-  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(base), "r"(stride), "i"(kTile) : "memory");
-}
-template <int kTile>
-inline void tile_store(void* base, int64_t stride) {
-  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(base), "r"(stride), "i"(kTile) : "memory");
-}
-// Sums += A B, signed bytes in fours.
-template <int kSums, int kA, int kB>
-inline void tile_dot_int8() { __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kA), "i"(kB)); }
-// Sums += A B, bf16 in pairs.
-template <int kSums, int kA, int kB>
-inline void tile_dot_bf16() { __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kA), "i"(kB)); }
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-  void set(int tile, int tile_rows, int bytes) {
-    rows[tile] = static_cast<uint8_t>(tile_rows);
-    row_bytes[tile] = static_cast<uint16_t>(bytes);
-  }
-};
-
-// What this thread's tiles are configured for: a number for each configuration below, 0 for none. Loading one takes about as
-// long as ten tile products, so it is done when the shape changes, and end_products() gives the registers back.
-thread_local int configured = 0;
-
-void load_config(const TileConfig& config, int shape) {
-  __asm__ volatile("ldtilecfg %0" : : "m"(config));
-  configured = shape;
-}
-
-// Sums of row half h and panel p in tile 2 h + p; activations of half h in 4 + h; weights of panel p in 6 + p. A step
-// multiplies step_bytes of every row.
-void configure_square(int rows, int step_bytes) {
-  const int shape = rows * 128 + step_bytes;
-  if (shape == configured) return;
-  TileConfig config;
-  for (int half = 0; half < 2; ++half) {
-    const int half_rows = half == 0 ? (rows < 16 ? rows : 16) : rows - 16;
-    if (half_rows <= 0) continue;
-    config.set(2 * half, half_rows, 64);
-    config.set(2 * half + 1, half_rows, 64);
-    config.set(4 + half, half_rows, step_bytes);
-  }
-  config.set(6, step_bytes / 4, 64);
-  config.set(7, step_bytes / 4, 64);
-  load_config(config, shape);
-}
+#include "backend/cpu/kernels/amx_tiles_body.h"
 
 // One row: sums of panel p in tile p, activations in 4, weights in 5 to 7 by turns.
 void configure_one_row() {
@@ -111,13 +53,6 @@ void configure_one_row() {
   config.set(4, 1, 64);
   for (int tile = 5; tile < 8; ++tile) config.set(tile, 16, 64);
   load_config(config, kShape);
-}
-
-// Tiles in use make the system save 8 KiB at every switch of threads.
-void release_tiles() {
-  if (configured == 0) return;
-  __asm__ volatile("tilerelease");
-  configured = 0;
 }
 
 // ---- quantised weights --------------------------------------------------------------------------------------------
@@ -140,24 +75,6 @@ struct Range {
 };
 
 template <int H, int P>
-[[gnu::always_inline]] inline void zero_square() {
-  tile_zero<0>();
-  if constexpr (P == 2) tile_zero<1>();
-  if constexpr (H == 2) tile_zero<2>();
-  if constexpr (H == 2 && P == 2) tile_zero<3>();
-}
-
-// The square to or from memory: rows row_bytes apart, panel 1 beside panel 0.
-template <int H, int P>
-[[gnu::always_inline]] inline void store_square(void* to, int64_t row_bytes) {
-  std::byte* at = static_cast<std::byte*>(to);
-  tile_store<0>(at, row_bytes);
-  if constexpr (P == 2) tile_store<1>(at + 64, row_bytes);
-  if constexpr (H == 2) tile_store<2>(at + 16 * row_bytes, row_bytes);
-  if constexpr (H == 2 && P == 2) tile_store<3>(at + 16 * row_bytes + 64, row_bytes);
-}
-
-template <int H, int P>
 [[gnu::always_inline]] inline void load_square_sums(const float* from) {
   tile_load<0>(from, kSquareRowBytes);
   if constexpr (P == 2) tile_load<1>(from + 16, kSquareRowBytes);
@@ -165,23 +82,35 @@ template <int H, int P>
   if constexpr (H == 2 && P == 2) tile_load<3>(from + kSquare / 2 + 16, kSquareRowBytes);
 }
 
-// Whole-number dots of one group: H halves of 16 rows against P panels. Each load stands before its first use only.
-template <int H, int P>
-[[gnu::always_inline]] inline void multiply_group(int32_t* dots, const int8_t* x, const uint8_t* w, int64_t panel_codes) {
-  zero_square<H, P>();
+// Activations of 16 rows, a group of step_bytes of them, against P panels: the even groups' sums in tiles 0 and 1, the odd ones'
+// in 2 and 3, so that a store need not wait for the product that follows. Always 16 rows: what the last ones of a shorter
+// tile hold is not looked at.
+void configure_group(int step_bytes) {
+  if (step_bytes == configured) return;
+  TileConfig config;
+  for (int tile = 0; tile < 4; ++tile) config.set(tile, 16, 64);
+  for (int tile = 4; tile < 6; ++tile) config.set(tile, 16, step_bytes);
+  for (int tile = 6; tile < 8; ++tile) config.set(tile, step_bytes / 4, 64);
+  load_config(config, step_bytes);
+}
+
+// Whole-number dots of one group against P panels, and where they go.
+template <int kOdd, int P>
+[[gnu::always_inline]] inline void multiply_group(const int8_t* x, const uint8_t* w, int64_t panel_codes) {
+  tile_load<4 + kOdd>(x, 32);
   tile_load<6>(w, 64);
-  tile_load<4>(x, 32);
-  tile_dot_int8<0, 4, 6>();
+  tile_zero<2 * kOdd>();
+  tile_dot_int8<2 * kOdd, 4 + kOdd, 6>();
   if constexpr (P == 2) {
     tile_load<7>(w + panel_codes, 64);
-    tile_dot_int8<1, 4, 7>();
+    tile_zero<2 * kOdd + 1>();
+    tile_dot_int8<2 * kOdd + 1, 4 + kOdd, 7>();
   }
-  if constexpr (H == 2) {
-    tile_load<5>(x + 16 * 32, 32);
-    tile_dot_int8<2, 5, 6>();
-    if constexpr (P == 2) tile_dot_int8<3, 5, 7>();
-  }
-  store_square<H, P>(dots, kSquareRowBytes);
+}
+template <int kOdd, int P>
+[[gnu::always_inline]] inline void store_group(int32_t* dots) {
+  tile_store<2 * kOdd>(dots, kSquareRowBytes);
+  if constexpr (P == 2) tile_store<2 * kOdd + 1>(dots + 16, kSquareRowBytes);
 }
 
 // What turns dots into sums. A copy in locals: the fields of the operands would be read again after every tile load.
@@ -193,12 +122,11 @@ struct Factors {
   int64_t groups, rows;
 };
 
-// Adds the dots of the groups of `span` to the sums of R rows from `row`, in the order of quantised_tile_of.
+// Adds the dots of the groups of `span`, kSquare apart, to the sums of R rows from `row`, in the order of quantised_tile_of.
 template <int R, int P, int kGroup, bool kMinimum>
 [[gnu::always_inline]] inline void add_dots(float* sums, const int32_t* dots, int64_t row, const Factors& f, Range span) {
   F32 sum[R][P];
   sums += row * 32;
-  dots += row * 32;
   repeat<R>([&](auto t) { repeat<P>([&](auto p) { sum[t][p] = f_load(sums + (t * 2 + p) * 16); }); });
   for (int64_t group = span.begin; group < span.end; ++group, dots += kSquare) {
     const float* x_scales = f.x_scales + (kGroup == 32 ? group : group >> 1) * f.rows + row;
@@ -219,66 +147,146 @@ template <int R, int P, int kGroup, bool kMinimum>
   repeat<R>([&](auto t) { repeat<P>([&](auto p) { f_store(sums + (t * 2 + p) * 16, sum[t][p]); }); });
 }
 
+// Four rows from `row` (fewer at the tile's end).
 template <int P, int kGroup, bool kMinimum>
-[[gnu::always_inline]] inline void add_rows(float* sums, const int32_t* dots, Range rows, const Factors& f, Range span) {
-  int64_t row = rows.begin;
-  for (; row + 8 <= rows.end; row += 8) add_dots<8, P, kGroup, kMinimum>(sums, dots, row, f, span);
-  for (; row < rows.end; ++row) add_dots<1, P, kGroup, kMinimum>(sums, dots, row, f, span);
+[[gnu::always_inline]] inline void add_rows(float* sums, const int32_t* dots, int64_t row, const Factors& f, Range span) {
+  if (row + 4 <= f.rows) return add_dots<4, P, kGroup, kMinimum>(sums, dots, row, f, span);
+  for (; row < f.rows; ++row, dots += 32) add_dots<1, P, kGroup, kMinimum>(sums, dots, row, f, span);
 }
 
-// scratch: sums, then the dots of two steps of two groups: while one step's dots are summed the next step's are made.
-template <int H, int P, int kGroup, bool kMinimum>
+constexpr int64_t kPhaseGroups = 4;
+
+// Fetches a row of an output tile of two panels for writing: rows are pages apart and come from memory, and a store that
+// waits for its line holds up the stores of dots behind it.
+inline void prefetch_output(const OutputTile& out, int64_t row) {
+  __builtin_prefetch(out.y + row * out.ld, 1);
+  __builtin_prefetch(out.y + row * out.ld + 16, 1);
+}
+
+// Works in phases: four groups of 16 rows. While a phase's dots are made, those of the phase before are added, four rows
+// after each group. scratch: sums [32][panel][16], then the dots of four groups, 4 KiB each: the even phases' in the first
+// half of every 4 KiB, the odd ones' in the second. Loads never stand behind stores to the same place modulo 4 KiB then, which
+// the processor takes for the same place until the store is done: that cost half of the time.
+template <int P, int kGroup, bool kMinimum>
 QUIPU_KERNEL void quantised_square(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* scratch) {
-  constexpr int64_t kStep = 2;
   const int64_t groups = w.cols / kGroup;
   const int64_t panel_codes = w.cols * 16;
   const int64_t rows = x.rows;
-  const int64_t upper = rows < 16 ? rows : 16;
   const Factors factors{w.scales, w.minimums, x.scales, x.scaled_sums, groups, rows};
   const int8_t* x_codes = x.codes;
   const uint8_t* w_codes = w.codes;
   float* sums = scratch;
   int32_t* dots = reinterpret_cast<int32_t*>(scratch + kSquare);
-  const auto multiply = [=](int64_t group) {
-    if (group >= groups) return;
-    const int8_t* codes = x_codes + (kGroup == 32 ? group * rows * 32 : (group >> 1) * rows * 32 + (group & 1) * 16);
-    multiply_group<H, P>(dots + group % (2 * kStep) * kSquare, codes, w_codes + group * kGroup * 16, panel_codes);
-  };
+  const int64_t halves = rows > 16 ? 2 : 1;
+  const int64_t phases = (groups + kPhaseGroups - 1) / kPhaseGroups * halves;
   for (int64_t i = 0; i < rows * 2; ++i) f_store(sums + 16 * i, f_zero());
-  configure_square(x.rows, kGroup);
-  multiply(0);
-  multiply(1);
-  for (int64_t group = 0; group < groups; group += kStep) {
-    const Range span{group, group + kStep < groups ? group + kStep : groups};
-    const int32_t* ready = dots + group % (2 * kStep) * kSquare;
-    multiply(group + kStep);
-    add_rows<P, kGroup, kMinimum>(sums, ready, {0, upper}, factors, span);
-    multiply(group + kStep + 1);
-    if constexpr (H == 2) add_rows<P, kGroup, kMinimum>(sums, ready, {16, rows}, factors, span);
+  configure_group(kGroup);
+  for (int64_t phase = 0; phase <= phases; ++phase) {
+    const int64_t first = phase / halves * kPhaseGroups;
+    const int64_t here = phase < phases ? (groups - first < kPhaseGroups ? groups - first : kPhaseGroups) : 0;
+    int32_t* made = dots + phase % 2 * (kSquare / 2);
+    const int64_t before = (phase - 1) / halves * kPhaseGroups;
+    const Range span{before, before + kPhaseGroups < groups ? before + kPhaseGroups : groups};
+    const int64_t ready_row = (phase - 1) % halves * 16;
+    const int32_t* ready = dots + (phase - 1) % 2 * (kSquare / 2);
+    repeat<kPhaseGroups>([&](auto i) {
+      if (i < here) {
+        const int64_t group = first + i;
+        const int64_t at = kGroup == 32 ? group * rows * 32 : (group >> 1) * rows * 32 + (group & 1) * 16;
+        multiply_group<i % 2, P>(x_codes + at + phase % halves * 16 * 32, w_codes + group * kGroup * 16, panel_codes);
+        store_group<i % 2, P>(made + i * kSquare);
+      }
+      if (phase > 0) add_rows<P, kGroup, kMinimum>(sums, ready + 4 * i * 32, ready_row + 4 * i, factors, span);
+    });
   }
   for (int row = 0; row < x.rows; ++row) {
     repeat<P>([&](auto p) { finish_tile_row(out, row, p, p == P - 1, f_load(sums + (row * 2 + p) * 16)); });
   }
 }
 
-// Calls action.template operator()<H, P>() for the halves and panels there are.
-template <class Action>
-void for_square(int rows, int panels, const Action& action) {
-  if (rows > 16) {
-    return panels == 2 ? action.template operator()<2, 2>() : action.template operator()<2, 1>();
+// The same for 32 rows, two panels and whole phases, where everything but the codes has a fixed place: unrolled, the scales of
+// a phase in registers, and a group's dots stored after the next group's product has begun, which hides its latency.
+template <int kGroup, bool kMinimum>
+QUIPU_KERNEL void quantised_whole(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* scratch) {
+  constexpr int64_t kRows = 32;
+  constexpr int64_t kScaleStep = kGroup == 32 ? kRows : kRows / 2;   // of x.scales, a group
+  const int64_t groups = w.cols / kGroup;
+  const int64_t panel_codes = w.cols * 16;
+  const int64_t phases = groups / kPhaseGroups * 2;
+  const int8_t* x_codes = x.codes;
+  const uint8_t* w_codes = w.codes;
+  const float *w_scales = w.scales, *w_minimums = w.minimums, *x_scales = x.scales, *x_sums = x.scaled_sums;
+  float* sums = scratch;
+  int32_t* dots = reinterpret_cast<int32_t*>(scratch + kSquare);
+  for (int64_t i = 0; i < kRows * 2; ++i) f_store(sums + 16 * i, f_zero());
+  configure_group(kGroup);
+  for (int64_t phase = 0; phase <= phases; ++phase) {
+    const int64_t half = phase & 1, first = (phase >> 1) * kPhaseGroups;
+    const bool making = phase < phases, adding = phase > 0;
+    if (phase < kRows) prefetch_output(out, phase);
+    int32_t* made = dots + half * (kSquare / 2);
+    const int32_t* ready = dots + (half ^ 1) * (kSquare / 2);
+    const int64_t before = ((phase - 1) >> 1) * kPhaseGroups;   // the first of the groups that are added
+    float* ready_sums = sums + (half ^ 1) * (kSquare / 2);
+    F32 scale[kPhaseGroups][2], minimum[kPhaseGroups][2];
+    if (adding) {
+      repeat<kPhaseGroups>([&](auto g) {
+        repeat<2>([&](auto p) {
+          scale[g][p] = f_load(w_scales + (p * groups + before + g) * 16);
+          if constexpr (kMinimum) minimum[g][p] = f_load(w_minimums + (p * groups + before + g) * 16);
+        });
+      });
+    }
+    const float* xs = x_scales + before * kScaleStep + (half ^ 1) * 16;
+    const float* xm = x_sums + before * kRows + (half ^ 1) * 16;
+    repeat<kPhaseGroups>([&](auto i) {
+      if (making) {
+        const int64_t group = first + i;
+        const int64_t at = (kGroup == 32 ? group * 1024 : (group >> 1) * 1024 + (group & 1) * 16) + half * 512;
+        multiply_group<i % 2, 2>(x_codes + at, w_codes + group * kGroup * 16, panel_codes);
+      }
+      if constexpr (i > 0) {
+        if (making) store_group<(i - 1) % 2, 2>(made + (i - 1) * kSquare);
+      } else {
+        if (adding) store_group<1, 2>(const_cast<int32_t*>(ready) + 3 * kSquare);
+      }
+      if (adding) {
+        repeat<4>([&](auto r) {
+          constexpr int64_t kRow = 4 * i + r;
+          F32 sum[2];
+          repeat<2>([&](auto p) { sum[p] = f_load(ready_sums + (kRow * 2 + p) * 16); });
+          repeat<kPhaseGroups>([&](auto g) {
+            const F32 x_scale = f_set1(xs[(kGroup == 32 ? g : g / 2) * kRows + kRow]);
+            repeat<2>([&](auto p) {
+              const F32 dot = f_from_i(u_load(ready + g * kSquare + (kRow * 2 + p) * 16));
+              sum[p] = f_fma(dot, f_mul(scale[g][p], x_scale), sum[p]);
+              if constexpr (kMinimum) sum[p] = f_fma(minimum[g][p], f_set1(xm[g * kRows + kRow]), sum[p]);
+            });
+          });
+          repeat<2>([&](auto p) { f_store(ready_sums + (kRow * 2 + p) * 16, sum[p]); });
+        });
+      }
+    });
   }
-  return panels == 2 ? action.template operator()<1, 2>() : action.template operator()<1, 1>();
+  for (int row = 0; row < kRows; ++row) {
+    repeat<2>([&](auto p) { finish_tile_row(out, row, p, p == 1, f_load(sums + (row * 2 + p) * 16)); });
+  }
 }
 
 void quantised_tile(const OutputTile& out, const WidePanels& w, const QuantisedTile& x, float* scratch) {
-  for_square(x.rows, w.panels, [&]<int H, int P>() {
+  if (x.rows == 32 && w.panels == 2 && w.cols % (kPhaseGroups * w.group) == 0) {
+    if (w.group == 16) return w.minimums != nullptr ? quantised_whole<16, true>(out, w, x, scratch) : quantised_whole<16, false>(out, w, x, scratch);
+    return w.minimums != nullptr ? quantised_whole<32, true>(out, w, x, scratch) : quantised_whole<32, false>(out, w, x, scratch);
+  }
+  const auto with_panels = [&]<int P>() {
     if (w.group == 16) {
-      if (w.minimums != nullptr) return quantised_square<H, P, 16, true>(out, w, x, scratch);
-      return quantised_square<H, P, 16, false>(out, w, x, scratch);
+      if (w.minimums != nullptr) return quantised_square<P, 16, true>(out, w, x, scratch);
+      return quantised_square<P, 16, false>(out, w, x, scratch);
     }
-    if (w.minimums != nullptr) return quantised_square<H, P, 32, true>(out, w, x, scratch);
-    return quantised_square<H, P, 32, false>(out, w, x, scratch);
-  });
+    if (w.minimums != nullptr) return quantised_square<P, 32, true>(out, w, x, scratch);
+    return quantised_square<P, 32, false>(out, w, x, scratch);
+  };
+  return w.panels == 2 ? with_panels.template operator()<2>() : with_panels.template operator()<1>();
 }
 
 // ---- bf16 weights -------------------------------------------------------------------------------------------------
@@ -304,7 +312,10 @@ QUIPU_KERNEL void paired_square(const OutputTile& out, const PairedProduct& prod
   } else {
     load_square_sums<H, P>(product.sums);
   }
+  const int64_t rows = product.last ? product.rows : 0;
+  const int64_t rows_a_block = (rows + blocks - 1) / blocks;
   for (int64_t block = 0; block < blocks; ++block, x += x_block, w += kPairedBlockBytes) {
+    for (int64_t row = block * rows_a_block; row < (block + 1) * rows_a_block && row < rows; ++row) prefetch_output(out, row);
     tile_load<6>(w, 64);
     tile_load<4>(x, 64);
     tile_dot_bf16<0, 4, 6>();
@@ -356,6 +367,8 @@ void paired_gemv(float* y, const std::byte* panel, int64_t panels, int64_t block
   for (; p < panels; ++p) paired_gemv_panels<1>(y + 16 * p, panel + p * panel_bytes, blocks, x);
 }
 
+#include "backend/cpu/kernels/amx_attention_body.h"
+
 }  // namespace
 }  // namespace quipu::cpu
 
@@ -371,7 +384,8 @@ const KernelTable& amx_kernels() {
   static const KernelTable table = [] {
     KernelTable t = avx512_kernels();
     t.name = "amx";
-    t.integer_tiles = {kTileRowCounts, 32};
+    t.integer_tiles = {kTileRowCounts, 32, 512};
+    t.few_rows = 4;
     t.paired_tiles = {kTileRowCounts, 32};
     t.tile_scratch_bytes = 5 * kSquare * 4;
     t.end_products = release_tiles;
@@ -380,6 +394,9 @@ const KernelTable& amx_kernels() {
     t.round_row = round_row;
     t.paired_gemv = paired_gemv;
     t.paired_tile = paired_tile;
+    t.pair_segment = pair_segment;
+    t.attend_segment = attend_segment;
+    t.attend_few = attend_few;
     return t;
   }();
   return table;

@@ -7,6 +7,7 @@ constexpr const int* kTableTileRows = kTileRows >= 12 ? kRegisterTileRows : kReg
 constexpr KernelTable make_table(const char* name) {
   return {.name = name,
           .integer_tiles = {kTableTileRows, 4},
+          .few_rows = 2,
           .float_tiles = {kTableTileRows, 1},
           .paired_tiles = {},
           .tile_scratch_bytes = kTilePanels * kTileRows * 64,
@@ -20,6 +21,9 @@ constexpr KernelTable make_table(const char* name) {
           .round_row = nullptr,
           .paired_gemv = nullptr,
           .paired_tile = nullptr,
+          .pair_segment = nullptr,
+          .attend_segment = nullptr,
+          .attend_few = nullptr,
           .rms_norm_row = rms_norm_row,
           .add_row = add_row,
           .silu_gate_row = silu_gate_row,
