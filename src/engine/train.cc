@@ -228,7 +228,7 @@ Result<TrainOutcome> train_as_rank(const TrainRequest& request, TrainProgramObse
   ASSIGN_OR_RETURN(const auto model,
                    TrainableModel<float>::create(text.config, *ops, {.recompute = run.train.recompute}));
   if (run.model.init.empty()) {
-    model->initialise(static_cast<uint64_t>(run.model.seed));
+    model->initialise(static_cast<uint64_t>(run.model.seed), run.model.deviation);
   } else {
     ASSIGN_OR_RETURN(const TensorFile weights, read_safetensors(run.model.init));
     RETURN_IF_ERROR(model->load(weights));

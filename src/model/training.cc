@@ -18,13 +18,13 @@ size_t index_of(int64_t i) { return static_cast<size_t>(i); }
 
 // Fills values as the specification says; random numbers depend on seed and name alone.
 template <class Real>
-void fill(std::span<Real> values, const NamedParameter& parameter, uint64_t seed, int64_t layers) {
+void fill(std::span<Real> values, const NamedParameter& parameter, uint64_t seed, int64_t layers, double scale) {
   const Initialisation& initial = parameter.initial;
   uint64_t stream = 0;
   for (const char c : parameter.name) stream = mix64(stream ^ static_cast<uint64_t>(c));
   RandomStream random(seed, stream);
-  const double deviation = initial.kind == Initialisation::Kind::kResidual
-                               ? initial.a / std::sqrt(2.0 * static_cast<double>(layers)) : initial.a;
+  const double deviation = scale * (initial.kind == Initialisation::Kind::kResidual
+                                        ? initial.a / std::sqrt(2.0 * static_cast<double>(layers)) : initial.a);
   for (size_t i = 0; i < values.size(); ++i) {
     double value = 0;
     switch (initial.kind) {
@@ -197,9 +197,10 @@ void TrainableModel<Real>::zero_gradients() {
 }
 
 template <class Real>
-void TrainableModel<Real>::initialise(uint64_t seed) {
+void TrainableModel<Real>::initialise(uint64_t seed, double deviation) {
+  const double scale = deviation / kInitialDeviation;
   for (const NamedParameter& p : parameters_) {
-    fill(weights().subspan(index_of(p.offset), index_of(p.elements)), p, seed, static_cast<int64_t>(layers_.size()));
+    fill(weights().subspan(index_of(p.offset), index_of(p.elements)), p, seed, static_cast<int64_t>(layers_.size()), scale);
   }
 }
 

@@ -97,8 +97,9 @@ class TrainableModel {
   MatrixView<Real> gradient(const NamedParameter& parameter) const;
   void zero_gradients();
 
-  // Every parameter as its Initialisation says; a pure function of seed and the parameter's name.
-  void initialise(uint64_t seed);
+  // Every parameter as its Initialisation says, normal numbers scaled so that kInitialDeviation becomes `deviation`; a pure
+  // function of seed and the parameter's name. Narrow models want more than the default: 1 / sqrt(hidden), say.
+  void initialise(uint64_t seed, double deviation = kInitialDeviation);
   // All parameters from a file by name, any float or quantised type. Errors name file, tensor, shape.
   Result<void> load(const TensorFile& file);
 

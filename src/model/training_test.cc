@@ -282,6 +282,10 @@ TEST(ModelTraining, InitialWeightsDependOnSeedAndNameAlone) {
   EXPECT_NEAR(deviation("model.layers.0.mlp.down_proj.weight"), 0.02 / std::sqrt(6.0), 0.002);   // 3 layers
   EXPECT_EQ(deviation("model.norm.weight"), 1.0);
   EXPECT_EQ(deviation("model.layers.1.self_attn.q_proj.bias"), 0.0);
+  (*model)->initialise(1, 0.1);
+  EXPECT_NEAR(deviation("model.layers.0.mlp.gate_proj.weight"), 0.1, 0.02);
+  EXPECT_NEAR(deviation("model.layers.0.mlp.down_proj.weight"), 0.1 / std::sqrt(6.0), 0.01);
+  EXPECT_EQ(deviation("model.norm.weight"), 1.0);
 }
 
 TEST(ModelTraining, BatchesThatCannotBeAreRefused) {

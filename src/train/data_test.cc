@@ -2,12 +2,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <set>
+#include <sstream>
 
 #include "text/tokenizer_json.h"
 #include "train/corpus.h"
@@ -257,10 +259,10 @@ TEST(Tasks, CopyAsksForWhatItShowed) {
   EXPECT_EQ(sample.targets[6], '\n');
 }
 
-class Passkey : public testing::TestWithParam<bool> {};
+class Passkey : public testing::TestWithParam<PasskeyKind> {};
 
 TEST_P(Passkey, TheTextEncodesToTheSamplesOwnTokens) {
-  const auto text = PasskeyText::create(GetParam(), 5);
+  const auto text = PasskeyText::create(GetParam());
   ASSERT_TRUE(text.ok());
   for (uint64_t seed = 0; seed < 20; ++seed) {
     const int64_t length = text->shortest() + 150 + static_cast<int64_t>(seed);
@@ -278,29 +280,74 @@ TEST_P(Passkey, TheTextEncodesToTheSamplesOwnTokens) {
 }
 
 TEST_P(Passkey, TheNeedleLiesWhereItWasAskedFor) {
-  const auto text = PasskeyText::create(GetParam(), 5);
+  const auto text = PasskeyText::create(GetParam());
   const int64_t length = 4000, filler = length - text->shortest();
-  const double reach = static_cast<double>(text->filler_period()) / static_cast<double>(filler);
+  // The longest sentence: of prose, 12 words and a full stop.
+  const double reach = (GetParam().bytes ? 12.0 * 10 : 13.0) / static_cast<double>(filler);
   double opening = 0;
   std::set<int64_t> phases;
   for (uint64_t i = 0; i <= 100; ++i) {
     const double depth = static_cast<double>(i) / 100;
     const PasskeyQuestion q = text->question(length, depth, i);
     if (i == 0) opening = static_cast<double>(q.needle_begin);
-    EXPECT_NEAR((static_cast<double>(q.needle_begin) - opening) / static_cast<double>(filler), depth, 2 * reach);
-    phases.insert(q.needle_begin % text->filler_period());
+    EXPECT_NEAR((static_cast<double>(q.needle_begin) - opening) / static_cast<double>(filler), depth, reach);
+    phases.insert(q.needle_begin % 64);
   }
   EXPECT_GT(phases.size(), 10u) << "segment boundaries fall everywhere in the filler";
 }
 
-INSTANTIATE_TEST_SUITE_P(Vocabularies, Passkey, testing::Values(false, true));
+TEST_P(Passkey, AHaystackReadInPiecesIsTheSame) {
+  const auto text = PasskeyText::create(GetParam());
+  PasskeyHaystack whole = text->haystack(7), pieces = text->haystack(7);
+  std::vector<int32_t> all, parts;
+  whole.take(all, 2000);
+  for (int64_t piece = 0; pieces.taken() < 2000; ++piece) {
+    pieces.take(parts, std::min(piece % 37, 2000 - pieces.taken()));
+    const PasskeyHaystack copy = pieces;   // a fork reads on from the same place
+    pieces = copy;
+  }
+  EXPECT_EQ(parts, all);
+  const std::string written = text->tokenizer().decode(all);
+  for (const char* word : {"pass", "key", "Remember"}) EXPECT_EQ(written.find(word), std::string::npos);
+}
+
+TEST_P(Passkey, SentencesOfAHaystackEndWhereItSays) {
+  const auto text = PasskeyText::create(GetParam());
+  PasskeyHaystack hay = text->haystack(11);
+  for (int64_t i = 0; i < 50; ++i) {
+    std::vector<int32_t> tokens;
+    hay.take(tokens, 1 + i % 5);
+    hay.take_sentence(tokens, 1000);
+    EXPECT_EQ(text->tokenizer().decode(tokens).back(), '.');
+    const int64_t before = hay.taken();
+    hay.take_sentence(tokens, 1000);
+    EXPECT_EQ(hay.taken(), before) << "between two sentences there is nothing to finish";
+  }
+}
+
+TEST(Passkey, ProseDoesNotRepeatItself) {
+  const auto text = PasskeyText::create({.prose = true});
+  std::vector<int32_t> tokens;
+  text->haystack(1).take(tokens, 20000);
+  std::map<std::string, int> sentences;
+  std::istringstream written(text->tokenizer().decode(tokens));
+  int64_t count = 0;
+  for (std::string sentence; std::getline(written, sentence, '.'); ++count) ++sentences[sentence];
+  EXPECT_GT(count, 1000);
+  EXPECT_GT(static_cast<double>(sentences.size()), 0.99 * static_cast<double>(count));
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, Passkey,
+                         testing::Values(PasskeyKind{}, PasskeyKind{.bytes = true}, PasskeyKind{.prose = true},
+                                         PasskeyKind{.identifier = true, .digits = 16},
+                                         PasskeyKind{.bytes = true, .prose = true, .identifier = true, .digits = 9}));
 
 TEST(Tasks, PasskeyWeighsTheAnswerAndRepeatsPureFillerOnly) {
   auto task = make_task(
       "passkey", settings({{"repeat_max", {int64_t{1000}, 1}}, {"repeat_plain", {0.0, 1}}, {"repeat_start", {0.5, 1}}}),
       {.sequence = 1024, .seed = 1, .held_out = false, .segment = 32});
   ASSERT_TRUE(task.ok()) << task.error().message;
-  const auto text = PasskeyText::create(false, 5);
+  const auto text = PasskeyText::create({});
   double largest = 0;
   for (int64_t i = 0; i < 20; ++i) {
     const TrainSample sample = (*task)->sample(i, 1.0);
@@ -326,6 +373,46 @@ TEST(Tasks, PasskeyWeighsTheAnswerAndRepeatsPureFillerOnly) {
     for (const float m : (*task)->sample(i, 0.4).write_repeats) EXPECT_EQ(m, 1.0f) << "not yet";
   }
   EXPECT_GT(largest, 100);
+}
+
+TEST(Tasks, PasskeyWeighsTheCopiedNumberAndPredictsAShareOfTheRest) {
+  auto task = make_task("passkey", settings({{"lm_share", {0.25, 1}}, {"copy_weight", {0.5, 1}}, {"lm_weight", {0.0, 1}}}),
+                        {.sequence = 512, .seed = 1});
+  ASSERT_TRUE(task.ok()) << task.error().message;
+  const TrainSample sample = (*task)->sample(3, 1.0);
+  double copied = 0;
+  int64_t predicted = 0;
+  for (int64_t row = 0; row < sample.answer_rows[0]; ++row) {
+    const size_t i = static_cast<size_t>(row);
+    copied += sample.weights[i];
+    predicted += sample.targets[i] >= 0;
+    const bool digit = sample.targets[i] >= '0' && sample.targets[i] <= '9';
+    EXPECT_EQ(sample.weights[i] > 0, digit) << row;
+  }
+  EXPECT_NEAR(copied, 0.5, 1e-6);
+  EXPECT_EQ(predicted, 5) << "what weighs nothing is not predicted";
+  auto more = make_task("passkey", settings({{"lm_share", {0.25, 1}}}), {.sequence = 4096, .seed = 1});
+  const TrainSample shared = (*more)->sample(3, 1.0);
+  const auto count = std::ranges::count_if(shared.targets, [](int32_t target) { return target >= 0; });
+  EXPECT_NEAR(static_cast<double>(count) / 4096, 0.25, 4 * std::sqrt(0.25 * 0.75 / 4096));
+}
+
+TEST(Tasks, PasskeyRepeatsRiseToTheirMaximum) {
+  auto task = make_task("passkey", settings({{"repeat_max", {int64_t{10000}, 1}}, {"repeat_plain", {0.0, 1}}, {"repeat_start", {0.2, 1}},
+                                             {"repeat_full", {0.6, 1}}}),
+                        {.sequence = 512, .seed = 1, .held_out = false, .segment = 32});
+  ASSERT_TRUE(task.ok()) << task.error().message;
+  const auto largest = [&](double progress) {
+    float most = 0;
+    for (int64_t i = 0; i < 200; ++i) {
+      for (const float m : (*task)->sample(i, progress).write_repeats) most = std::max(most, m);
+    }
+    return most;
+  };
+  EXPECT_LE(largest(0.4), 101) << "half way: the square root";
+  EXPECT_GT(largest(0.4), 50);
+  EXPECT_GT(largest(0.6), 5000);
+  EXPECT_LE(largest(1.0), 10001);
 }
 
 TEST(Tasks, PasskeyGrowsItsQuestionsOverTheRunAndHoldsOutOthers) {

@@ -179,8 +179,11 @@ Result<void> read_model(ModelSection& out, Table t) {
   }
   RETURN_IF_ERROR(t.path(out.init, "init"));
   RETURN_IF_ERROR(t.whole(out.seed, "seed", 0, INT64_MAX));
-  if (!out.init.empty() && t.has("seed"))
-    return t.wrong("seed", "contradicts model.init: weights that are read are not drawn");
+  RETURN_IF_ERROR(t.real(out.deviation, "deviation", 1e-6, 10));
+  for (const char* key : {"seed", "deviation"}) {
+    if (!out.init.empty() && t.has(key))
+      return t.wrong(key, "contradicts model.init: weights that are read are not drawn");
+  }
   RETURN_IF_ERROR(t.nothing_else());  // first: a missing key may be a misspelt one
   if (config == nullptr) return t.wrong("config", "is missing: the path of a config.json, or a table [model.config]");
   return {};

@@ -24,6 +24,7 @@ struct ModelSection {
   std::string config_json;  // ... or its text, when the TOML file holds it as the table [model.config]
   std::string init;         // folder of weights to start from; empty: random
   int64_t seed = 0;         // of random weights; the run's seed unless given
+  double deviation = 0.02;  // of random matrices
 };
 
 // A task's own settings as written: the task reads and checks them (train/task.h).

@@ -75,6 +75,7 @@ TEST(RunConfig, ContradictionsAreNamed) {
   EXPECT_THAT(error_of(with("optimizer", "schedule = \"constant\"\nfinal_fraction = 0.1")), HasSubstr("contradicts"));
   EXPECT_THAT(error_of(with("optimizer", "warmup_steps = 101")), HasSubstr("more than train.steps, 100"));
   EXPECT_THAT(error_of(with("model", "init = \"w\"\nseed = 1")), HasSubstr("model.seed contradicts model.init"));
+  EXPECT_THAT(error_of(with("model", "init = \"w\"\ndeviation = 0.1")), HasSubstr("model.deviation contradicts model.init"));
   EXPECT_THAT(error_of(with("evaluate", "every = 10")), HasSubstr("evaluate.every needs something held out"));
 }
 
