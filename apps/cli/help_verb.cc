@@ -100,6 +100,14 @@ constexpr Verb kVerbs[] = {
      "tools/fetch_corpus && quipu reproduce variants --work variants\n"
      "quipu reproduce costs --json > costs.json",
      declare_reproduce},
+    {"demo", "", "a number found in a million tokens", "quipu demo passkey [--length 1M] [--position 0.5] [--seed N] [--json]",
+     "Hides a five-digit key in a text of that many tokens and asks for it at the end. The model is a small one with\n"
+     "Infini-attention that comes with the program: its memory of the text has one size, whatever the length. The exit code\n"
+     "is 1 when the answer is wrong. How it was trained, and how often it is right: docs/passkey.md.",
+     "quipu demo passkey\n"
+     "quipu demo passkey --length 4M --position 0\n"
+     "quipu demo passkey --length 32k --seed 7 --json",
+     declare_demo},
     {"verify-room", "", "an attention layer against other people's numbers", "quipu verify-room FILE... [--json]",
      "A golden file is safetensors: metadata names the room (kind of attention) and its settings; tensors carry the\n"
      "published module's names, its input and its output. The layer runs on every back end and path it has; the exit code\n"

@@ -46,6 +46,7 @@ Action declare_tokenizer(CLI::App& app);
 Action declare_cost(CLI::App& app);
 Action declare_bench_rooms(CLI::App& app);
 Action declare_reproduce(CLI::App& app);
+Action declare_demo(CLI::App& app);
 Action declare_help(CLI::App& app);
 Action declare_version(CLI::App& app);
 

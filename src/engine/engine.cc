@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "engine/available_memory.h"
 #include "engine/facts.h"
+#include "engine/load_runtime.h"
 #include "engine/model_source.h"
 #include "generate/model_session.h"
 #include "model/plan_backend.h"
@@ -132,10 +133,8 @@ Result<void> check_memory(const ModelSource& source, const Model& plan, const En
 
 }  // namespace
 
-Result<std::unique_ptr<Engine>> Engine::load(const std::string& path, const EngineOptions& options) {
-  const double start = monotonic_seconds();
+Result<std::shared_ptr<Runtime>> load_runtime(ModelSource& source, const EngineOptions& options) {
   RETURN_IF_ERROR(check_options(options));
-  ASSIGN_OR_RETURN(ModelSource source, open_model(path));
   auto runtime = std::make_shared<Runtime>();
   runtime->state = {options.cache_dtype, options.max_chunk};
   {
@@ -154,7 +153,13 @@ Result<std::unique_ptr<Engine>> Engine::load(const std::string& path, const Engi
     };
   }
   ASSIGN_OR_RETURN(runtime->model, Model::load(source.config, source.tensors(), source.style(), *runtime->backend, load));
+  return runtime;
+}
 
+Result<std::unique_ptr<Engine>> Engine::load(const std::string& path, const EngineOptions& options) {
+  const double start = monotonic_seconds();
+  ASSIGN_OR_RETURN(ModelSource source, open_model(path));
+  ASSIGN_OR_RETURN(std::shared_ptr<Runtime> runtime, load_runtime(source, options));
   ModelFacts facts = model_facts(source, *runtime->model, runtime->state);
   facts.tokenizer = runtime->tokenizer == nullptr ? "none" : tokenizer_text(source, *runtime->tokenizer);
   const auto& warnings = runtime->model->warnings();

@@ -49,6 +49,8 @@ Result<std::vector<Claim>> reproduce_costs(const ReproduceOptions& options);
 // Small models trained alike that differ in their memory of the context; the same with mixture of depths.
 Result<std::vector<Claim>> reproduce_variants(const ReproduceOptions& options);
 Result<std::vector<Claim>> reproduce_depths(const ReproduceOptions& options);
+// Infini-attention's pass key: models trained here on short texts, asked about texts of up to four million tokens.
+Result<std::vector<Claim>> reproduce_passkey(const ReproduceOptions& options);
 
 // The commit this program was built from; "unknown" outside a repository. Made by cmake/commit.cmake.
 std::string build_commit();
