@@ -232,13 +232,13 @@ Result<std::vector<std::vector<double>>> Measurements::in_turns(std::span<const 
   return seconds;
 }
 
-// The paper's regime is many hypotheses of long prompts at equal batch, in fp32; f16 is what this engine keeps by
-// default.
+// The paper's regime is many hypotheses of long prompts at equal batch, in fp32; bf16 is what the cache of a model in 16
+// bits usually is, and MHA is as fast with it as with f16.
 Result<void> Measurements::temporal_latent() {
   const Setting settings[] = {
       {DType::kF32, 1024, 50, false}, {DType::kF32, 2048, 50, true},   {DType::kF32, 3072, 50, false},
-      {DType::kF16, 1024, 50, false}, {DType::kF16, 2048, 50, true},   {DType::kF16, 3072, 50, false},
-      {DType::kF16, 32768, 4, true},  {DType::kF16, 131072, 1, false},
+      {DType::kBF16, 1024, 50, false}, {DType::kBF16, 2048, 50, true},  {DType::kBF16, 3072, 50, false},
+      {DType::kBF16, 32768, 4, true}, {DType::kBF16, 131072, 1, false},
   };
   double done = 0;
   for (const Setting& setting : settings) {
