@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <filesystem>
+#include <iterator>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -29,7 +31,7 @@ struct BenchRoomsFlags {
   ModelFlags model;  // cache type only
   std::string shape = "mtla", contexts = "1k,4k,16k", batches = "1,8", rooms, memory, prompt = "2k";
   int64_t budget = 600, threads = 0, segment_tokens = 2048;
-  bool no_depths = false, json = false;
+  bool no_depths = false, json = false, add = false;
   std::string json_file, svg_file, png_file;
 };
 
@@ -124,6 +126,57 @@ nlohmann::ordered_json case_json(const SweepCase& one) {
   json["peak_bytes"] = one.peak_bytes;
   json["routed_share"] = one.routed_share;
   return json;
+}
+
+// The other way round, of a file this program wrote. Throws what nlohmann::json throws when it did not.
+SweepCase case_of(const nlohmann::ordered_json& json) {
+  SweepCase one;
+  one.name = json.at("room");
+  one.key = json.at("key");
+  one.depths = json.at("mixture_of_depths");
+  one.context = json.at("context");
+  one.batch = json.at("batch");
+  one.skipped = json.value("skipped", "");
+  if (!one.skipped.empty()) return one;
+  one.prompt_tokens = json.at("prompt_tokens");
+  one.prompt_tokens_per_second = json.at("prompt_tokens_per_second");
+  const auto& decode = json.at("decode_tokens_per_second");
+  one.decode_tokens_per_second = decode.at("median");
+  one.decode_low = decode.at("min");
+  one.decode_high = decode.at("max");
+  one.decode_steps = json.at("decode_steps");
+  one.filled = json.at("filled");
+  one.state_bytes = json.at("state_bytes");
+  one.held_bytes = json.at("held_bytes");
+  one.peak_bytes = json.at("peak_bytes");
+  one.routed_share = json.at("routed_share");
+  return one;
+}
+
+// Puts the cases of an earlier run's file before those of this one, except what was measured again.
+Result<void> add_earlier(SweepReport& report, const std::string& path, DType cache) {
+  ASSIGN_OR_RETURN(const std::string text, read_text(path));
+  try {
+    const auto json = nlohmann::ordered_json::parse(text);
+    const std::pair<const char*, std::string> equal[] = {
+        {"shape", report.shape}, {"backend", report.backend}, {"processor", cpu_model_name()}, {"cache_type", std::string(dtype_name(cache))}};
+    for (const auto& [key, value] : equal) {
+      const std::string before = json.at(key);
+      if (before != value) return usage_error("--add: " + path + " is of " + key + " " + printable(before) + ", this run of " + value);
+    }
+    std::vector<SweepCase> cases;
+    for (const auto& entry : json.at("cases")) {
+      SweepCase one = case_of(entry);
+      const auto again = [&](const SweepCase& other) {
+        return other.key == one.key && other.context == one.context && other.batch == one.batch;
+      };
+      if (std::none_of(report.cases.begin(), report.cases.end(), again)) cases.push_back(std::move(one));
+    }
+    report.cases.insert(report.cases.begin(), std::make_move_iterator(cases.begin()), std::make_move_iterator(cases.end()));
+  } catch (const nlohmann::json::exception& error) {
+    return bad_input("--add: " + path + " is no file of bench-rooms: " + error.what());
+  }
+  return {};
 }
 
 nlohmann::ordered_json sweep_json(const SweepReport& report, DType cache) {
@@ -221,12 +274,14 @@ Result<void> bench_rooms(const BenchRoomsFlags& flags) {
   for (const std::string& path : {flags.svg_file, flags.png_file}) {
     if (!path.empty()) RETURN_IF_ERROR(check_plot_path(path));
   }
+  if (flags.add && flags.json_file.empty()) return usage_error("--add: to which file? give it with --json FILE");
   ProgressBar bar("bench-rooms", {.share = true});
   options.on_progress = [&bar](double done, double total, const std::string& next) { bar.update(done, total, next); };
   auto measured = sweep_rooms(options);
   bar.finish();
   if (!measured.ok()) return std::move(measured).error();
-  const SweepReport& report = *measured;
+  SweepReport& report = *measured;
+  if (flags.add && std::filesystem::exists(flags.json_file)) RETURN_IF_ERROR(add_earlier(report, flags.json_file, options.cache_dtype));
   if (!flags.json_file.empty())
     RETURN_IF_ERROR(write_json_file(flags.json_file, sweep_json(report, options.cache_dtype)));
   if (!report.cases.empty()) {
@@ -267,6 +322,7 @@ Action declare_bench_rooms(CLI::App& app) {
       ->check(whole_number(0, 4096));
   app.add_option("--plot,--svg", flags->svg_file, "draw the results into this .svg (or .png) file");
   app.add_option("--png", flags->png_file, "draw the results into this .png file");
+  app.add_flag("--add", flags->add, "add to what the --json file has already: a sweep in parts");
   const CLI::Option* json =
       app.add_option("--json", flags->json_file, "one JSON object on standard output, or into this file")
           ->expected(0, 1);

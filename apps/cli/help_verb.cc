@@ -90,6 +90,7 @@ constexpr Verb kVerbs[] = {
      "prompt (the column 'filled' says so); prompts are measured up to --prompt tokens. Ctrl-C keeps what was measured.",
      "quipu bench-rooms --shape mtla --context 1k,4k,32k --batch 1,50\n"
      "quipu bench-rooms --shape smollm2 --context 32k --rooms mha,gqa,mla,mtla3 --json rooms.json --plot rooms.svg\n"
+     "quipu bench-rooms --context 1k,1M --rooms mqa,mla --json rooms.json --add --png rooms.png\n"
      "quipu bench-rooms --shape config.json --context 1M --budget 300 --png rooms.png",
      declare_bench_rooms},
     {"reproduce", "", "a published table, measured here", "quipu reproduce NAME [--quick] [--json]",

@@ -2,10 +2,12 @@
 """Tests of quipu cost, bench-rooms and reproduce: costs_test.py PROGRAM [unittest arguments]"""
 
 import json
+import pathlib
 import shutil
 import signal
 import subprocess
 import time
+import tempfile
 import unittest
 import xml.etree.ElementTree as ElementTree
 
@@ -121,6 +123,29 @@ class BenchRooms(Case):
         mha = [c for c in report["cases"] if c["key"] == "mha" and c["context"] == 512]
         self.assertEqual({c["state_bytes"] for c in mha}, {4 * 2 * 4 * 16 * 2 * 512})
         ElementTree.parse(cli_test.FOLDER / "rooms.svg")
+
+    def test_a_sweep_in_parts_is_one_file(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "rooms.json"
+            part = ["bench-rooms", "--shape", config(), "--context", "64", "--batch", "1", "--no-depths", "--json", path, "--add"]
+            quipu(*part, "--rooms", "mha")
+            first = json.loads(path.read_text())["cases"]
+            quipu(*part, "--rooms", "mqa")
+            both = json.loads(path.read_text())["cases"]
+            self.assertEqual([case["key"] for case in both], ["mha", "mqa"])
+            self.assertEqual(both[0], first[0])
+            quipu(*part, "--rooms", "mha")   # measured again: replaced
+            self.assertEqual(sorted(case["key"] for case in json.loads(path.read_text())["cases"]), ["mha", "mqa"])
+
+            def said(code, *more):
+                done = subprocess.run([cli_test.PROGRAM, *map(str, part), "--rooms", "mha", *more], capture_output=True, text=True)
+                self.assertEqual(done.returncode, code, done.stderr)
+                return done.stdout + done.stderr
+
+            self.assertIn("cache_type f16, this run of q8_0", said(2, "--cache-type", "q8_0"))
+            path.write_text("[1]")
+            self.assertIn("no file of bench-rooms", said(3))
+        self.refused(2, "bench-rooms", "--add")
 
     def test_says_what_it_leaves_out_and_why(self):
         done = quipu("bench-rooms", "--shape", config(), "--context", "64,1M", "--batch", "1", "--rooms", "mha", "--no-depths",
