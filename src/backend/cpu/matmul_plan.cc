@@ -258,7 +258,8 @@ void MatmulPlan::prepare_float(MatrixView<const float> x) {
   });
 }
 
-// The panels of a task come from memory for the first row and from the second-level cache for the others.
+// Float and paired matrices: one row only. The panels of a task come from memory for the first two rows and from the
+// second-level cache for others.
 void MatmulPlan::run_few_rows(std::span<const MatmulOutput> outputs, MatrixView<const float> x) {
   int64_t tasks = 0;
   for (const MatmulOutput& output : outputs) tasks += row_tasks(output);
@@ -269,16 +270,23 @@ void MatmulPlan::run_few_rows(std::span<const MatmulOutput> outputs, MatrixView<
     const int64_t first = chunk * kPanelsPerRowTask;
     const int64_t panels = std::min(kPanelsPerRowTask, w.panels() - first);
     const int64_t valid = std::min(panels * kPanelRows, w.rows() - first * kPanelRows);
+    const bool inside = valid == panels * kPanelRows;
     // Whole panels are written even where the matrix ends inside one.
-    float whole[kPanelsPerRowTask * kPanelRows];
-    for (int64_t row = 0; row < x.rows; ++row) {
+    float whole[2 * kPanelsPerRowTask * kPanelRows];
+    for (int64_t row = 0; row < x.rows; row += 2) {
+      const int count = static_cast<int>(std::min<int64_t>(2, x.rows - row));
       float* target = output.y.row(row) + first * kPanelRows;
-      float* y = valid == panels * kPanelRows ? target : whole;
+      float* y = inside ? target : whole;
+      const int64_t ld = inside ? output.y.stride : kPanelsPerRowTask * kPanelRows;
       switch (w.kind()) {
-        case PanelKind::kQuantised:
-          kernels_.quantised_gemv(y, w.panel(first), panels, w.format(), w.cols(),
-                                  quantised_tile(integer_tiles_[static_cast<size_t>(row)], w.cols(), correction_of(w.format())));
+        case PanelKind::kQuantised: {
+          QuantisedTile tiles[2];
+          for (int i = 0; i < count; ++i) {
+            tiles[i] = quantised_tile(integer_tiles_[static_cast<size_t>(row + i)], w.cols(), correction_of(w.format()));
+          }
+          kernels_.quantised_gemv(y, ld, w.panel(first), panels, w.format(), w.cols(), tiles, count);
           break;
+        }
         case PanelKind::kFloat:
           kernels_.float_gemv(y, w.panel(first), panels, w.source_dtype(), w.cols(), x.row(row));
           break;
@@ -286,8 +294,11 @@ void MatmulPlan::run_few_rows(std::span<const MatmulOutput> outputs, MatrixView<
           kernels_.paired_gemv(y, w.panel(first), panels, paired_blocks(w.cols()), halves_.as<uint16_t>());
           break;
       }
-      if (y == whole) std::copy_n(whole, valid, target);
-      if (output.bias != nullptr) add_bias(target, output.bias + first * kPanelRows, valid);
+      for (int i = 0; i < count; ++i) {
+        float* out = target + i * output.y.stride;
+        if (!inside) std::copy_n(whole + i * ld, valid, out);
+        if (output.bias != nullptr) add_bias(out, output.bias + first * kPanelRows, valid);
+      }
     }
     kernels_.end_products();
   });

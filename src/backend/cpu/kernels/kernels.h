@@ -118,7 +118,7 @@ struct KernelTable {
 
   // --- matrix products -------------------------------------------------------------------------------------------
   TileShape integer_tiles;     // of quantised_tile
-  int few_rows;                // up to so many rows, quantised_gemv row by row beats quantised_tile
+  int few_rows;                // up to so many rows, quantised_gemv beats quantised_tile
   TileShape float_tiles;       // of float_tile
   TileShape paired_tiles;      // of paired_tile
   int64_t tile_scratch_bytes;  // what quantised_tile wants
@@ -126,9 +126,9 @@ struct KernelTable {
   void (*end_products)();
   // Rounds one row to int8: codes [cols], scales [cols/32], sums of codes [cols/16]. cols is a multiple of 32.
   void (*quantise_row)(int8_t* codes, float* scales, int32_t* sums16, const float* x, int64_t cols);
-  // One row times `panels` panels (any count) of a quantised matrix; x is a tile of one row.
-  void (*quantised_gemv)(float* y, const std::byte* panel, int64_t panels, const PanelFormat& format, int64_t cols,
-                         const QuantisedTile& x);
+  // One or two rows times `panels` panels (any count) of a quantised matrix; x: a tile of one row for each, y rows ld apart.
+  void (*quantised_gemv)(float* y, int64_t ld, const std::byte* panel, int64_t panels, const PanelFormat& format, int64_t cols,
+                         const QuantisedTile* x, int rows);
   // Widens one panel into codes, scales and minimums of WidePanels.
   void (*widen_panel)(uint8_t* codes, float* scales, float* minimums, const std::byte* panel, const PanelFormat& format,
                       int64_t cols);

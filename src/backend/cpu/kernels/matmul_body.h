@@ -5,14 +5,14 @@
 // then sum = fma(weight minimum, scaled sum of activations, sum). So a row's result does not depend on how many rows are
 // computed with it.
 
-// ---- one row ------------------------------------------------------------------------------------------------------
+// ---- few rows -----------------------------------------------------------------------------------------------------
 
-// P panels side by side: P streams of memory and P independent chains of arithmetic.
-template <DType D, int P>
-QUIPU_KERNEL void gemv_panels(float* y, const std::byte* panel, int64_t panel_bytes, int64_t cols, const QuantisedTile& x) {
+// R rows against P panels side by side: P streams of memory and P R independent chains of arithmetic.
+template <DType D, int P, int R>
+QUIPU_KERNEL void gemv_panels(float* y, int64_t ld, const std::byte* panel, int64_t panel_bytes, int64_t cols, const QuantisedTile* x) {
   using G = Geometry<D>;
-  F32 sum[P];
-  repeat<P>([&](auto p) { sum[p] = f_zero(); });
+  F32 sum[R][P];
+  repeat<R>([&](auto r) { repeat<P>([&](auto p) { sum[r][p] = f_zero(); }); });
   const int64_t supers = cols / (32 * G::kBlocksPerSuper);
   const std::byte* at = panel;
   int64_t block = 0;
@@ -20,44 +20,49 @@ QUIPU_KERNEL void gemv_panels(float* y, const std::byte* panel, int64_t panel_by
     const std::byte* header = at;
     at += G::kHeaderBytes;
     for (int b = 0; b < G::kBlocksPerSuper; ++b, ++block, at += G::kBlockBytes) {
-      const int8_t* codes = x.codes + block * 32;
-      const float x_scale = x.scales[block];
       repeat<P>([&](auto p) {
         const std::byte* base = at + p * panel_bytes;
         U8 w[8];
         load_square<D>(base, w);
         F32 scale[2], minimum[2];
         load_scales<D>(header + p * panel_bytes, base + G::kCodeBytes, scale, minimum);
-        repeat<G::kGroups>([&](auto g) {
-          const int64_t group = block * G::kGroups + g;
-          constexpr int kSteps = 8 / G::kGroups;
-          I32 even = i_load1(x.start + group);
-          I32 odd = i_zero();
-          repeat<kSteps / 2>([&](auto i) {
-            constexpr int kStep = g * kSteps + 2 * i;
-            even = i_dot(even, w[kStep], u_repeat4(codes + 4 * kStep));
-            odd = i_dot(odd, w[kStep + 1], u_repeat4(codes + 4 * kStep + 4));
+        repeat<R>([&](auto r) {
+          const int8_t* codes = x[r].codes + block * 32;
+          const float x_scale = x[r].scales[block];
+          repeat<G::kGroups>([&](auto g) {
+            const int64_t group = block * G::kGroups + g;
+            constexpr int kSteps = 8 / G::kGroups;
+            I32 even = i_load1(x[r].start + group);
+            I32 odd = i_zero();
+            repeat<kSteps / 2>([&](auto i) {
+              constexpr int kStep = g * kSteps + 2 * i;
+              even = i_dot(even, w[kStep], u_repeat4(codes + 4 * kStep));
+              odd = i_dot(odd, w[kStep + 1], u_repeat4(codes + 4 * kStep + 4));
+            });
+            sum[r][p] = f_fma(f_from_i(i_add(even, odd)), f_mul(scale[g], f_set1(x_scale)), sum[r][p]);
+            if constexpr (G::kMinimum) sum[r][p] = f_fma(minimum[g], f_set1(x[r].scaled_sums[group]), sum[r][p]);
           });
-          sum[p] = f_fma(f_from_i(i_add(even, odd)), f_mul(scale[g], f_set1(x_scale)), sum[p]);
-          if constexpr (G::kMinimum) sum[p] = f_fma(minimum[g], f_set1(x.scaled_sums[group]), sum[p]);
         });
       });
     }
   }
-  repeat<P>([&](auto p) { f_store(y + 16 * p, sum[p]); });
+  repeat<R>([&](auto r) { repeat<P>([&](auto p) { f_store(y + r * ld + 16 * p, sum[r][p]); }); });
 }
 
-template <DType D>
-void gemv(float* y, const std::byte* panel, int64_t panels, int64_t panel_bytes, int64_t cols, const QuantisedTile& x) {
+template <DType D, int R>
+void gemv(float* y, int64_t ld, const std::byte* panel, int64_t panels, int64_t panel_bytes, int64_t cols, const QuantisedTile* x) {
   int64_t p = 0;
-  for (; p + 4 <= panels; p += 4) gemv_panels<D, 4>(y + 16 * p, panel + p * panel_bytes, panel_bytes, cols, x);
-  for (; p < panels; ++p) gemv_panels<D, 1>(y + 16 * p, panel + p * panel_bytes, panel_bytes, cols, x);
+  for (; p + 4 <= panels; p += 4) gemv_panels<D, 4, R>(y + 16 * p, ld, panel + p * panel_bytes, panel_bytes, cols, x);
+  for (; p < panels; ++p) gemv_panels<D, 1, R>(y + 16 * p, ld, panel + p * panel_bytes, panel_bytes, cols, x);
 }
 
-void quantised_gemv(float* y, const std::byte* panel, int64_t panels, const PanelFormat& format, int64_t cols,
-                    const QuantisedTile& x) {
+void quantised_gemv(float* y, int64_t ld, const std::byte* panel, int64_t panels, const PanelFormat& format, int64_t cols,
+                    const QuantisedTile* x, int rows) {
   const int64_t panel_bytes = format.panel_bytes(cols);
-  for_format(format.dtype, [&]<DType D>() { gemv<D>(y, panel, panels, panel_bytes, cols, x); });
+  for_format(format.dtype, [&]<DType D>() {
+    if (rows == 2) return gemv<D, 2>(y, ld, panel, panels, panel_bytes, cols, x);
+    gemv<D, 1>(y, ld, panel, panels, panel_bytes, cols, x);
+  });
 }
 
 void widen_panel(uint8_t* codes, float* scales, float* minimums, const std::byte* panel, const PanelFormat& format,
