@@ -411,6 +411,7 @@ Result<void> Study::evaluate(StudyCell& out, const StudyModel& model, const Plan
 
 Result<std::vector<StudySpeed>> Study::decode(const StudyModel& model, const Planned& planned) {
   constexpr int kSteps = 33;
+  constexpr int64_t kPiece = 512;  // a window has room for so much beyond itself
   const std::string path = work_ + "/" + model.name + ".decode.json";
   std::vector<StudySpeed> speeds;
   if (fs::exists(path)) {
@@ -427,6 +428,7 @@ Result<std::vector<StudySpeed>> Study::decode(const StudyModel& model, const Pla
   ordered_json list = ordered_json::array();
   for (const int64_t context : shape_.contexts) {
     RETURN_IF_ERROR(runner->begin(1, context + kSteps + 1));
+    for (int64_t filled = kPiece; filled < context; filled += kPiece) RETURN_IF_ERROR(runner->fill(filled));
     RETURN_IF_ERROR(runner->fill(context));
     std::vector<double> seconds;
     for (int step = 0; step < kSteps; ++step) {
