@@ -100,7 +100,7 @@ class TrainableDepths final : public TrainableBlock<Real> {
       positions = carver.span<int64_t>(most.back());
       index = carver.span<int32_t>(most.back());
       update = carver.matrix<Real>(most.back(), depths.hidden_);
-      block = carver.part(depths.block_->saved_bytes({most, {}}));
+      block = carver.part(depths.block_->saved_bytes({most, depths.spread_positions(batch, most)}));
     }
     std::span<Real> score;           // [n] r
     std::span<Real> inverse;         // [n] 1 / rms(x), with router_input rms
@@ -125,7 +125,7 @@ class TrainableDepths final : public TrainableBlock<Real> {
       dscore = carver.span<Real>(batch.rows());
       dpredicted = carver.span<Real>(batch.rows());
       dinner = carver.matrix<Real>(batch.rows(), depths.s_.predictor_dim);
-      block = carver.part(depths.block_->scratch_bytes({most, {}}));
+      block = carver.part(depths.block_->scratch_bytes({most, depths.spread_positions(batch, most)}));
     }
     Matrix input, gradient;          // of the rows let in: X, and what comes back
     std::span<Real> weight;          // g
@@ -145,6 +145,15 @@ class TrainableDepths final : public TrainableBlock<Real> {
       offsets.push_back(offsets.back() + (most ? std::max(chosen, serving_limit(rows)) : chosen));
     }
     return offsets;
+  }
+  // Positions of rows let in, spread evenly over their sequences, ends included: no other choice meets more segments.
+  static std::vector<int64_t> spread_positions(const PackedBatch& batch, std::span<const int64_t> routed) {
+    std::vector<int64_t> positions;
+    for (int64_t i = 0; i < batch.sequences(); ++i) {
+      const int64_t rows = batch.offsets[at(i) + 1] - batch.offsets[at(i)], count = routed[at(i) + 1] - routed[at(i)];
+      for (int64_t j = 0; j < count; ++j) positions.push_back(count == 1 ? 0 : j * (rows - 1) / (count - 1));
+    }
+    return positions;
   }
   int64_t serving_limit(int64_t rows) const { return capacity_tokens(std::min(1.0, s_.capacity * (1.0 + s_.slack)), rows); }
 

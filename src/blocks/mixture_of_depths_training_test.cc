@@ -465,6 +465,17 @@ TEST(MixtureOfDepthsTraining, AroundEveryRoomItIsWhatGeneratesUnderEveryRule) {
   }
 }
 
+// 25 rows of 300 lie in as many segments of 7 as the router likes: many more than 25 rows side by side would.
+TEST(MixtureOfDepthsTraining, AMemoryOfSegmentsHasRoomForRowsOfAllOfThem) {
+  const auto ops = make_reference_training_ops();
+  DepthSettings settings{.capacity = 0.08};
+  settings.slack = 0;
+  BlockBench bench(*ops, make_trainable_mixture_of_depths<double>(settings, kHidden, inner_block("infini"), kAllBiases), kHidden, {0, 300, 301});
+  expect_same_as_inference(bench, "infini", settings, DepthRule::kTopK);
+  bench.backward(random_doubles(static_cast<int64_t>(bench.out.size()), 31));
+  for (const double value : bench.dx) ASSERT_TRUE(std::isfinite(value));
+}
+
 TEST(MixtureOfDepthsTraining, AroundEveryRoomBackwardIsTheGradient) {
   const auto ops = make_reference_training_ops();
   for (const std::string room : {"latent", "temporal_latent", "infini"}) {

@@ -120,10 +120,11 @@ SegmentMemoryTraining<Real>::Scratch::Scratch(Carver& carver, const SegmentMemor
   const MemorySettings& s = memory.s_;
   const int64_t rows = batch.rows(), tasks = batch.sequences() * s.memories;
   int64_t count = 0, longest = 0;
-  for_runs(batch, s.segment_tokens, [&](int64_t, const SegmentRun& run) {
-    ++count;
-    longest = std::max(longest, run.rows);
-  });
+  for_runs(batch, s.segment_tokens, [&](int64_t, const SegmentRun&) { ++count; });
+  // Wherever the rows of a routed layer lie, no run is longer.
+  for (int64_t i = 0; i < batch.sequences(); ++i) {
+    longest = std::max(longest, std::min(s.segment_tokens, batch.offsets[static_cast<size_t>(i) + 1] - batch.offsets[static_cast<size_t>(i)]));
+  }
   visible = carver.span<KeyRange>(rows);
   slices = carver.span<AttentionSlice>(batch.sequences());
   runs = carver.span<SegmentRun>(count);
