@@ -2,7 +2,7 @@
 // instructions are written in assembler).
 //
 // 2 x 2 tiles of sums: 32 rows of the left factor against a panel of 32 columns, 64 tile-unit cycles and four tile loads a
-// block of 32 components. Written where no processor had AMX: tested by emulation, not measured.
+// block of 32 components. What a step reaches, and what bounds it: bench/NOTES.md.
 #if defined(__x86_64__)
 
 #include <cstddef>
