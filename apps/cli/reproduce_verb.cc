@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
+#include <ctime>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -32,6 +33,14 @@ std::string command_of(const ReproduceFlags& flags) {
   return "quipu reproduce " + flags.name + (flags.quick ? " --quick" : "") + only;
 }
 
+std::string today() {
+  const std::time_t now = std::time(nullptr);
+  char text[16] = {};
+  std::tm utc = {};
+  std::strftime(text, sizeof(text), "%Y-%m-%d", gmtime_r(&now, &utc));
+  return text;
+}
+
 // Four digits, or all of a whole number.
 std::string figure(double value) {
   if (value == std::floor(value) && std::abs(value) < 1e15) return grouped_count(static_cast<int64_t>(value));
@@ -48,9 +57,22 @@ nlohmann::ordered_json claims_json(const std::vector<Claim>& claims, const Repro
                     {"holds", claim.holds},
                     {"command", command_of(flags)},
                     {"commit", build_commit()},
+                    {"date", today()},
+                    {"machine", cpu_model_name()},
                     {"note", claim.note}});
   }
   return list;
+}
+
+std::string with_unit(double value, const std::string& unit) {
+  return figure(value) + (unit == "x" || unit == "%" ? unit : " " + unit);
+}
+
+// The verdict on a claim and its two figures.
+std::string claim_text(const Claim& claim, const std::string& aside) {
+  return std::string(claim.holds ? "holds  " : "FAILS  ") + wrapped(claim.claim, 100, 7) + "\n       " +
+         wrapped("published " + with_unit(claim.published, claim.unit) + ", ours " + with_unit(claim.ours, claim.unit) +
+                     (aside.empty() ? "" : " (" + aside + ")"), 100, 7) + "\n";
 }
 
 std::string claims_text(const std::vector<Claim>& claims, const ReproduceFlags& flags) {
@@ -58,26 +80,43 @@ std::string claims_text(const std::vector<Claim>& claims, const ReproduceFlags& 
   int64_t holding = 0;
   for (const Claim& claim : claims) {
     holding += claim.holds;
-    text += std::string(claim.holds ? "holds  " : "FAILS  ") + wrapped(claim.claim, 100, 7) + "\n";
-    const std::string unit = claim.unit == "x" || claim.unit == "%" ? claim.unit : " " + claim.unit;
-    std::string numbers = "published " + figure(claim.published) + unit + ", ours " + figure(claim.ours) + unit;
-    if (!claim.note.empty()) numbers += " (" + claim.note + ")";
-    text += "       " + wrapped(numbers, 100, 7) + "\n";
+    text += claim_text(claim, claim.note);
   }
   text += text_f("\n%lld of %zu figures hold. %s, %s, commit %s\n", static_cast<long long>(holding), claims.size(),
                  command_of(flags).c_str(), cpu_model_name().c_str(), build_commit().c_str());
   return text;
 }
 
+// The figures of the last full run; an empty list where none is recorded.
+nlohmann::ordered_json recorded(const Reproduction& one) {
+  const std::string_view text = recorded_claims(one.name);
+  return text.empty() ? nlohmann::ordered_json::array() : nlohmann::ordered_json::parse(text);
+}
+
 Result<void> print_list(bool json) {
   if (json) {
     nlohmann::ordered_json list = nlohmann::ordered_json::array();
-    for (const Reproduction& one : all_reproductions()) list.push_back({{"name", one.name}, {"summary", one.summary}});
+    for (const Reproduction& one : all_reproductions()) list.push_back({{"name", one.name}, {"summary", one.summary}, {"figures", recorded(one)}});
     return print_json(list);
   }
-  std::vector<std::vector<std::string>> rows = {{"name", "what is reproduced"}};
-  for (const Reproduction& one : all_reproductions()) rows.push_back({std::string(one.name), std::string(one.summary)});
-  return print_text(aligned_table(rows, {false, false}));
+  std::string text;
+  for (const Reproduction& one : all_reproductions()) {
+    const nlohmann::ordered_json figures = recorded(one);
+    text += (text.empty() ? "" : "\n") + std::string(one.name) + ": " + std::string(one.summary) + "\n";
+    if (figures.empty()) text += "       no full run is recorded\n";
+    int64_t holding = 0;
+    for (const auto& each : figures) {
+      const Claim claim{each.value("claim", ""), each.value("published", 0.0), each.value("ours", 0.0), each.value("unit", ""), each.value("holds", false), ""};
+      holding += claim.holds;
+      text += claim_text(claim, each.value("date", "no date"));
+    }
+    if (!figures.empty()) {
+      const auto& last = figures.back();
+      text += text_f("       %lld of %zu hold: %s, %s, commit %s\n", static_cast<long long>(holding), figures.size(), last.value("command", "").c_str(),
+                     last.value("machine", "").c_str(), last.value("commit", "").c_str());
+    }
+  }
+  return print_text(text);
 }
 
 Result<void> reproduce(const ReproduceFlags& flags) {
@@ -122,7 +161,7 @@ Result<void> reproduce(const ReproduceFlags& flags) {
 Action declare_reproduce(CLI::App& app) {
   auto flags = std::make_shared<ReproduceFlags>();
   app.add_option("NAME", flags->name, "what to reproduce, such as costs");
-  app.add_flag("--list", flags->list, "name everything that can be reproduced");
+  app.add_flag("--list", flags->list, "name everything that can be reproduced, with the figures of the last full runs");
   app.add_flag("--quick", flags->quick, "fewer sizes and repetitions");
   app.add_option("--work", flags->work, "folder of trained models and finished parts; the same command goes on from there "
                                         "(default: reproduce-NAME here; with --quick, -quick is added)");

@@ -52,6 +52,10 @@ Result<std::vector<Claim>> reproduce_depths(const ReproduceOptions& options);
 // Infini-attention's pass key: models trained here on short texts, asked about texts of up to four million tokens.
 Result<std::vector<Claim>> reproduce_passkey(const ReproduceOptions& options);
 
+// What `quipu reproduce NAME --json` printed in the last full run the repository holds (results/claims/NAME.json), as it was when
+// this program was built; empty when there is none. Made by cmake/recorded_claims.cmake.
+std::string_view recorded_claims(std::string_view name);
+
 // The commit this program was built from; "unknown" outside a repository. Made by cmake/commit.cmake.
 std::string build_commit();
 

@@ -27,11 +27,13 @@ Result<std::unique_ptr<Model>> Model::load(ModelConfig config, const TensorFile&
   const Shape shape{c.vocabulary, c.hidden};
   ASSIGN_OR_RETURN(const NamedTensor* embedding, weights.tensor(names.of_model("token_embedding"), shape, table_shape));
   model->embedding_ = *embedding;
-  RETURN_IF_ERROR(model->load_layers(weights));
-  ASSIGN_OR_RETURN(model->final_norm_, weights.vector(names.of_model("final_norm"), "final_norm", c.hidden, "hidden size"));
+  // The output first: packing a tied embedding needs the mapped table and its copy at once, which is the peak of a load
+  // when every other matrix is there already.
   const char* output_role = c.tied_output ? "token_embedding" : "logits";
   ASSIGN_OR_RETURN(model->output_, weights.matrix(names.of_model(output_role), c.vocabulary, c.hidden, table_shape,
                                                     Rounding::kBits16));   // one row a token: the finer product is free
+  RETURN_IF_ERROR(model->load_layers(weights));
+  ASSIGN_OR_RETURN(model->final_norm_, weights.vector(names.of_model("final_norm"), "final_norm", c.hidden, "hidden size"));
   model->warnings_ = weights.warnings();
   if (options.on_progress) options.on_progress(total, total);
   return model;
@@ -93,6 +95,7 @@ void Model::forward(MatrixView<float> logits, const ModelBatch& batch, Arena& sc
   const MatrixView<float> x = scratch.matrix(rows, config_.hidden);
   const MatrixSource table{embedding_.view.dtype, config_.vocabulary, config_.hidden, embedding_.view.bytes};
   backend_.embed(x, batch.tokens, table, static_cast<float>(config_.embedding_scale));
+  give_back_embedding(rows);
   const MatrixView<float> last = scratch.matrix(wanted, config_.hidden);
   const RaggedBatch ragged{{slices, batch.slices.size()}, {positions, static_cast<size_t>(rows)}};
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
@@ -113,6 +116,15 @@ void Model::forward(MatrixView<float> logits, const ModelBatch& batch, Arena& sc
   }
   for (const BatchSlice& slice : batch.slices) slice.state->advance(slice.rows);
   if (wanted > 0) write_logits(logits, last, scratch);
+}
+
+// The system maps up to 16 pages around each row that is read; after some thousand tokens the whole table would count as
+// this process's memory. The pages stay in the system's file cache.
+void Model::give_back_embedding(int64_t rows) const {
+  constexpr int64_t kRowsBetween = 256;
+  if (embedding_.file == nullptr) return;
+  const int64_t before = rows_embedded_.fetch_add(rows, std::memory_order_relaxed);
+  if (before / kRowsBetween != (before + rows) / kRowsBetween) embedding_.file->drop(embedding_.view.bytes);
 }
 
 void Model::write_logits(MatrixView<float> logits, MatrixView<float> x, Arena& scratch) const {

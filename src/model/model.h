@@ -2,6 +2,7 @@
 // same call; what a row computes depends on its own sequence only.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -73,12 +74,14 @@ class Model {
   Result<void> load_layers(class Weights& weights);
   double share(size_t layer) const { return routers_[layer] ? routers_[layer]->settings().capacity : 1.0; }
   void write_logits(MatrixView<float> logits, MatrixView<float> x, Arena& scratch) const;
+  void give_back_embedding(int64_t rows) const;
 
   ModelConfig config_;
   Backend& backend_;
   Hash128 hash_;
   std::vector<std::string> warnings_;
   NamedTensor embedding_;                         // holds its file open
+  mutable std::atomic<int64_t> rows_embedded_ = 0;
   std::vector<PreNormBlock> blocks_;
   std::vector<std::optional<MixtureOfDepths>> routers_;   // one for each block; none where every token goes through
   std::vector<float> final_norm_;

@@ -48,6 +48,19 @@ void Backend::matmul(std::span<const MatmulOutput> outputs, MatrixView<const flo
   if (x.rows > 0 && !outputs.empty()) do_matmul(outputs, x);
 }
 
+void Backend::matmul_each(std::span<const MatmulProduct> products) {
+  for (const MatmulProduct& product : products) {
+    CHECK(product.w != nullptr && product.w->cols() == product.x.cols)
+        << "[matmul_each] x has " << product.x.cols << " columns, the weight " << (product.w == nullptr ? 0 : product.w->cols());
+    check_view("matmul_each", "y", product.y, product.x.rows, product.w->rows());
+  }
+  if (!products.empty()) do_matmul_each(products);
+}
+
+void Backend::do_matmul_each(std::span<const MatmulProduct> products) {
+  for (const MatmulProduct& product : products) matmul(product.y, *product.w, product.x);
+}
+
 void Backend::embed(MatrixView<float> out, std::span<const int32_t> ids, const MatrixSource& table, float scale) {
   check_view("embed", "out", out, static_cast<int64_t>(ids.size()), table.cols);
   for (const int32_t id : ids) CHECK(id >= 0 && id < table.rows) << "[embed] id " << id << " of " << table.rows;

@@ -69,6 +69,13 @@ struct MatmulOutput {
   const float* bias = nullptr;   // [rows] or null
 };
 
+// One of several products of different inputs: y [n, w->rows()] = x W^T, x [n, w->cols()].
+struct MatmulProduct {
+  MatrixView<float> y;
+  const PackedMatrix* w = nullptr;
+  MatrixView<const float> x;
+};
+
 enum class GateActivation { kSilu, kGeluTanh };
 
 struct RopeOptions {
@@ -113,6 +120,9 @@ class Backend {
     matmul({&output, 1}, x);
   }
 
+  // Each product by itself, as matmul() makes it, all in one go: for many small ones, such as one a head.
+  void matmul_each(std::span<const MatmulProduct> products);
+
   // out[i] = scale * row ids[i] of table. ids in [0, table.rows).
   void embed(MatrixView<float> out, std::span<const int32_t> ids, const MatrixSource& table, float scale);
 
@@ -151,6 +161,7 @@ class Backend {
  private:
   virtual Result<std::unique_ptr<PackedMatrix>> do_pack(const MatrixSource& source) = 0;
   virtual void do_matmul(std::span<const MatmulOutput> outputs, MatrixView<const float> x) = 0;
+  virtual void do_matmul_each(std::span<const MatmulProduct> products);   // one after the other
   virtual void do_embed(MatrixView<float> out, std::span<const int32_t> ids, const MatrixSource& table, float scale) = 0;
   virtual void do_rms_norm(MatrixView<float> out, MatrixView<const float> x, std::span<const float> weight,
                            float epsilon) = 0;

@@ -177,7 +177,10 @@ class BenchRooms(Case):
 class Reproduce(Case):
     def test_lists_what_there_is(self):
         self.assertIn("costs", quipu("reproduce", "--list").stdout)
-        self.assertIn("costs", [one["name"] for one in json.loads(quipu("reproduce", "--list", "--json").stdout)])
+        listed = {one["name"]: one["figures"] for one in json.loads(quipu("reproduce", "--list", "--json").stdout)}
+        self.assertEqual(set(listed), {"costs", "variants", "depths", "passkey"})
+        for figure in listed["costs"]:
+            self.assertLessEqual({"claim", "published", "ours", "unit", "holds", "command", "commit", "date"}, set(figure))
 
     def test_names_that_are_not_known_are_refused(self):
         self.assertIn("did you mean costs?", self.refused(2, "reproduce", "cots"))

@@ -20,6 +20,21 @@ Result<std::vector<float>> optional_vector(WeightSource& weights, std::string_vi
   return weights.vector(role, length, meaning);
 }
 
+// The product of every head with its matrix: views(head) gives { output, input }.
+template <class Views>
+void each_head(Backend& backend, std::span<const std::unique_ptr<PackedMatrix>> matrices, const Views& views) {
+  constexpr size_t kAtOnce = 128;
+  MatmulProduct products[kAtOnce];
+  for (size_t begin = 0; begin < matrices.size(); begin += kAtOnce) {
+    const size_t count = std::min(kAtOnce, matrices.size() - begin);
+    for (size_t i = 0; i < count; ++i) {
+      const auto [y, x] = views(static_cast<int64_t>(begin + i));
+      products[i] = {y, matrices[begin + i].get(), x};
+    }
+    backend.matmul_each({products, count});
+  }
+}
+
 const float* data_or_null(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
 
 std::string term(const char* name, int64_t value) { return std::string(name) + " " + std::to_string(value); }
@@ -280,17 +295,15 @@ void LatentAttention::absorbed(Backend& backend, MatrixView<float> heads, Matrix
 }
 
 void LatentAttention::absorb(Backend& backend, MatrixView<float> out, MatrixView<const float> query, int64_t stride) const {
-  for (int64_t head = 0; head < s_.heads; ++head) {
-    backend.matmul(out.cols_from(head * stride, s_.rank), *key_up_[static_cast<size_t>(head)],
-                   query.cols_from(head * s_.query_dim(), s_.nope_dim));
-  }
+  each_head(backend, key_up_, [&](int64_t head) {
+    return std::pair{out.cols_from(head * stride, s_.rank), query.cols_from(head * s_.query_dim(), s_.nope_dim)};
+  });
 }
 
 void LatentAttention::raise_values(Backend& backend, MatrixView<float> heads, MatrixView<const float> sums) const {
-  for (int64_t head = 0; head < s_.heads; ++head) {
-    backend.matmul(heads.cols_from(head * s_.value_dim, s_.value_dim), *value_up_[static_cast<size_t>(head)],
-                   sums.cols_from(head * s_.rank, s_.rank));
-  }
+  each_head(backend, value_up_, [&](int64_t head) {
+    return std::pair{heads.cols_from(head * s_.value_dim, s_.value_dim), sums.cols_from(head * s_.rank, s_.rank)};
+  });
 }
 
 void LatentAttention::expand(Backend& backend, MatrixView<float> out, MatrixView<const float> latent) const {

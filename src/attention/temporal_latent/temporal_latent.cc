@@ -107,7 +107,8 @@ void TemporalLatent::merge_weights(Backend& backend, float* weight, MatrixView<c
     for (int64_t i = 0; i < slice.rows; ++i) {
       // The chunk grid counts the tokens this layer has taken, as the state's rows do.
       const int64_t token = slice.state->tokens() + i;
-      if (i == 0 || token % stride_ == 0) chunk[count++] = token / stride_;
+      // Hypotheses of one length are in the same chunk: its code is made once.
+      if (count == 0 || chunk[count - 1] != token / stride_) chunk[count++] = token / stride_;
       code_of[slice.row_begin + i] = count - 1;
     }
   }
@@ -151,11 +152,12 @@ void TemporalLatent::forward(Backend& backend, MatrixView<float> out, MatrixView
   const MatrixView<float> own = scratch.matrix(x.rows, core_.settings().width());
   merge_weights(backend, weight, projected.latent, batch, scratch);
   DType dtype = DType::kF32;
-  for (const SequenceSlice& slice : batch.slices) {
-    if (slice.rows == 0) continue;
+  for (const SequenceSlice& slice : batch.slices) dtype = slice.state->region(kLatentRegion).spec.dtype;
+  backend.pool().parallel_for(std::ssize(batch.slices), [&](int64_t index) {   // every sequence has its own state
+    const SequenceSlice& slice = batch.slices[static_cast<size_t>(index)];
+    if (slice.rows == 0) return;
     append(slice, weight, projected.latent, own);
     RegionState& closed = slice.state->region(kLatentRegion);
-    dtype = closed.spec.dtype;
     const int64_t before = slice.state->tokens();
     for (int64_t i = 0; i < slice.rows; ++i) {
       const int64_t row = slice.row_begin + i;
@@ -166,7 +168,7 @@ void TemporalLatent::forward(Backend& backend, MatrixView<float> out, MatrixView
     }
     closed.rows = rows_of(before + slice.rows);
     slice.state->advance(slice.rows);
-  }
+  });
   core_.attend(backend, out, projected.query, {contexts, static_cast<size_t>(x.rows)}, dtype, scratch);
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "backend/cpu/attention_plan.h"
@@ -18,6 +19,7 @@ using cpu::KernelTable;
 
 // Elements below which a row operation is not worth waking the other threads.
 constexpr int64_t kParallelElements = 16384;
+constexpr int64_t kRowsOfSmallProduct = 64;
 
 // AMX multiplies bf16 and int8 only, so exact activations are AVX-512's business.
 const KernelTable& kernels_of(Isa isa, Activations activations) {
@@ -74,7 +76,11 @@ class CpuBackend final : public Backend {
         isa_(options.isa),
         kernels_(kernels_of(options.isa, options.activations)),
         matmul_(kernels_, pool()),
-        attention_(kernels_, attention_kernels(options.isa), pool()) {}
+        attention_(kernels_, attention_kernels(options.isa), pool()) {
+    for (int worker = 0; worker < threads(); ++worker) {
+      own_matmuls_.push_back(std::make_unique<cpu::MatmulPlan>(kernels_, one_thread_));
+    }
+  }
 
   std::string name() const override { return "cpu " + std::string(isa_name(isa_)); }
   Isa isa() const override { return isa_; }
@@ -96,7 +102,7 @@ class CpuBackend final : public Backend {
 
   Result<std::unique_ptr<PackedMatrix>> do_pack(const MatrixSource& source) override {
     if (activations() == Activations::kFast || !traits(source.dtype).quantised) {
-      return cpu::CpuMatrix::pack(source, pool(), kernels_.pairs_bf16());
+      return cpu::CpuMatrix::pack(source, pool(), weights_, kernels_.pairs_bf16());
     }
     // Exact: the numbers a quantised matrix stands for, in float.
     ASSIGN_OR_RETURN(Buffer floats, Buffer::allocate(static_cast<size_t>(source.rows * source.cols) * 4));
@@ -104,10 +110,23 @@ class CpuBackend final : public Backend {
     pool().parallel_for(source.rows, [&](int64_t row) {
       dequantise_row(floats.as<float>() + row * source.cols, source.dtype, source.bytes.data() + row * stride, source.cols);
     });
-    return cpu::CpuMatrix::pack({DType::kF32, source.rows, source.cols, {floats.data(), floats.size()}}, pool(), false);
+    return cpu::CpuMatrix::pack({DType::kF32, source.rows, source.cols, {floats.data(), floats.size()}}, pool(), weights_, false);
   }
 
   void do_matmul(std::span<const MatmulOutput> outputs, MatrixView<const float> x) override { matmul_.run(outputs, x); }
+
+  // Whole products to threads: no waiting for each other after every small one, and as they are made alone.
+  void do_matmul_each(std::span<const MatmulProduct> products) override {
+    if (std::ssize(products) < 2 * threads() && products.front().x.rows > kRowsOfSmallProduct) {
+      for (const MatmulProduct& product : products) matmul(product.y, *product.w, product.x);
+      return;
+    }
+    pool().parallel_for_worker(std::ssize(products), [&](int64_t index, int worker) {
+      const MatmulProduct& product = products[static_cast<size_t>(index)];
+      const MatmulOutput output{product.y, product.w, nullptr};
+      if (product.x.rows > 0) own_matmuls_[static_cast<size_t>(worker)]->run({&output, 1}, product.x);
+    });
+  }
 
   void do_embed(MatrixView<float> out, std::span<const int32_t> ids, const MatrixSource& table, float scale) override {
     const int64_t stride = row_bytes(table.dtype, table.cols);
@@ -199,7 +218,10 @@ class CpuBackend final : public Backend {
 
   Isa isa_;
   const KernelTable& kernels_;
+  cpu::WeightMemory weights_;
   cpu::MatmulPlan matmul_;
+  ThreadPool one_thread_{1};
+  std::vector<std::unique_ptr<cpu::MatmulPlan>> own_matmuls_;   // one a worker
   cpu::AttentionPlan attention_;
   RotationTable rotations_;
 };

@@ -111,6 +111,36 @@ TEST_P(CpuBackendTest, MatmulAgreesWithTheReferenceForEveryFormat) {
   }
 }
 
+// The products of a layer's heads in one go: the same bits as one by one, however many threads take them.
+TEST_P(CpuBackendTest, ProductsOfDifferentInputsAreWhatEachIsAlone) {
+  for (const int threads : {1, 2, 5}) {
+    auto backend = cpu(GetParam(), threads, Activations::kFast);
+    for (const DType dtype : {DType::kBF16, DType::kF32, DType::kQ8_0}) {
+      constexpr int64_t kCount = 7, kRows = 19, kCols = 64, kWide = kCount * kCols + 3;
+      std::vector<std::unique_ptr<PackedMatrix>> packed;
+      for (int64_t i = 0; i < kCount; ++i) {
+        const auto weights = random_weights(dtype, kRows, kCols, 30 + static_cast<uint64_t>(i));
+        auto matrix = backend->pack({dtype, kRows, kCols, weights});
+        ASSERT_TRUE(matrix.ok());
+        packed.push_back(std::move(*matrix));
+      }
+      for (const int64_t n : {1, 5, 70}) {
+        auto x = normals(n * kWide, 8);
+        std::vector<float> alone(static_cast<size_t>(n * kCount * kRows)), together(alone.size());
+        std::vector<MatmulProduct> products;
+        const MatrixView<float> input{x.data(), n, kWide}, one{alone.data(), n, kCount * kRows}, all{together.data(), n, kCount * kRows};
+        for (int64_t i = 0; i < kCount; ++i) {
+          const auto from = input.cols_from(i * kCols, kCols);
+          backend->matmul(one.cols_from(i * kRows, kRows), *packed[static_cast<size_t>(i)], from);
+          products.push_back({all.cols_from(i * kRows, kRows), packed[static_cast<size_t>(i)].get(), from});
+        }
+        backend->matmul_each(products);
+        EXPECT_EQ(alone, together) << dtype_name(dtype) << " " << n << " rows, " << threads << " threads";
+      }
+    }
+  }
+}
+
 TEST_P(CpuBackendTest, IntegerProductsAreExactForWholeActivations) {
   // Activations in -127..127 with a 127 in every block survive rounding, so only float summation error is left.
   auto reference = make_reference_backend(1);

@@ -4,7 +4,20 @@
 
 namespace quipu::cpu {
 
-Result<std::unique_ptr<PackedMatrix>> CpuMatrix::pack(const MatrixSource& source, ThreadPool& pool, bool pairs_bf16) {
+Result<WeightMemory::Part> WeightMemory::take(int64_t bytes) {
+  constexpr int64_t kStretch = int64_t{64} << 20;   // what is never touched takes no memory
+  if (stretch_ == nullptr || used_ + bytes > static_cast<int64_t>(stretch_->size())) {
+    ASSIGN_OR_RETURN(Buffer stretch, Buffer::allocate(static_cast<size_t>(std::max(bytes, kStretch))));
+    stretch_ = std::make_shared<const Buffer>(std::move(stretch));
+    used_ = 0;
+  }
+  Part part{stretch_, stretch_->data() + used_, bytes};
+  used_ += (bytes + 63) / 64 * 64;
+  return part;
+}
+
+Result<std::unique_ptr<PackedMatrix>> CpuMatrix::pack(const MatrixSource& source, ThreadPool& pool, WeightMemory& memory,
+                                                      bool pairs_bf16) {
   const bool is_float = source.dtype == DType::kF32 || source.dtype == DType::kF16 || source.dtype == DType::kBF16;
   if (!is_float && !traits(source.dtype).quantised) {
     return bad_input("the cpu back end has no matrix layout for " + std::string(dtype_name(source.dtype)));
@@ -22,14 +35,14 @@ Result<std::unique_ptr<PackedMatrix>> CpuMatrix::pack(const MatrixSource& source
     matrix->format_ = &panel_format(source.dtype);
     matrix->panel_bytes_ = matrix->format_->panel_bytes(source.cols);
   }
-  ASSIGN_OR_RETURN(matrix->panels_, Buffer::allocate(static_cast<size_t>(matrix->panel_bytes_ * matrix->panels())));
+  ASSIGN_OR_RETURN(matrix->panels_, memory.take(matrix->panel_bytes_ * matrix->panels()));
   pool.parallel_for(matrix->panels(), [&](int64_t index) { matrix->pack_panel(index, source); });
   return std::unique_ptr<PackedMatrix>(std::move(matrix));
 }
 
 void CpuMatrix::pack_panel(int64_t index, const MatrixSource& source) {
   const int64_t stride = row_bytes(source.dtype, source.cols);
-  std::byte* panel = panels_.data() + index * panel_bytes_;
+  std::byte* panel = panels_.data + index * panel_bytes_;
   const std::byte* rows = source.bytes.data() + index * kPanelRows * stride;
   const int64_t valid = std::min(kPanelRows, source.rows - index * kPanelRows);
   switch (kind_) {

@@ -1,6 +1,8 @@
 // The CPU back end's packed matrix: panels of 16 rows (panel_format.h), quantised or float.
 #pragma once
 
+#include <memory>
+
 #include "backend/cpu/panel_format.h"
 #include "ops/backend.h"
 #include "tensor/buffer.h"
@@ -14,16 +16,32 @@ enum class PanelKind : uint8_t {
   kPairedHalves,  // pack_paired_panel: bf16 only
 };
 
+// Memory of packed matrices, many in one large stretch: each in huge pages of its own would leave the last one half empty,
+// which was 100 MB of a model of 1.2 billion weights.
+class WeightMemory {
+ public:
+  struct Part {
+    std::shared_ptr<const Buffer> stretch;   // given back when all its parts are gone
+    std::byte* data = nullptr;               // zeros
+    int64_t bytes = 0;
+  };
+  Result<Part> take(int64_t bytes);
+
+ private:
+  std::shared_ptr<const Buffer> stretch_;
+  int64_t used_ = 0;
+};
+
 class CpuMatrix final : public PackedMatrix {
  public:
-  // Copies the matrix into panels on the pool's threads; bf16 in pairs when `pairs_bf16`.
-  static Result<std::unique_ptr<PackedMatrix>> pack(const MatrixSource& source, ThreadPool& pool, bool pairs_bf16);
+  // Copies the matrix into panels in `memory` on the pool's threads; bf16 in pairs when `pairs_bf16`.
+  static Result<std::unique_ptr<PackedMatrix>> pack(const MatrixSource& source, ThreadPool& pool, WeightMemory& memory, bool pairs_bf16);
 
-  int64_t bytes() const override { return static_cast<int64_t>(panels_.size()); }
+  int64_t bytes() const override { return panels_.bytes; }
   PanelKind kind() const { return kind_; }
   int64_t panels() const { return (rows() + kPanelRows - 1) / kPanelRows; }
   int64_t panel_bytes() const { return panel_bytes_; }
-  const std::byte* panel(int64_t index) const { return panels_.data() + index * panel_bytes_; }
+  const std::byte* panel(int64_t index) const { return panels_.data + index * panel_bytes_; }
   const PanelFormat& format() const { return *format_; }   // quantised only
   // Whether activations are rounded twice: what the first rounding left over gets 8 bits of its own.
   bool fine() const { return fine_; }
@@ -33,7 +51,7 @@ class CpuMatrix final : public PackedMatrix {
   void pack_panel(int64_t index, const MatrixSource& source);
 
   PanelKind kind_ = PanelKind::kFloat;
-  Buffer panels_;
+  WeightMemory::Part panels_;
   int64_t panel_bytes_ = 0;
   const PanelFormat* format_ = nullptr;
   bool fine_ = false;
