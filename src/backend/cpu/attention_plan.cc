@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <tuple>
 
 #include "backend/cpu/scratch.h"
 
@@ -63,9 +64,12 @@ void AttentionPlan::make_blocks(std::span<const AttendSlice> slices) {
       }
     }
   }
-  // The longest first, so that threads finish together. Not stable_sort: it allocates, and the order of equals is free.
+  // The longest first, so that threads finish together; heads of one sequence side by side, as their pages lie. Not stable_sort,
+  // which allocates.
   std::sort(blocks_.begin(), blocks_.end(), [](const Block& a, const Block& b) {
-    return a.page_end - a.page_begin > b.page_end - b.page_begin;
+    const int64_t longer = (a.page_end - a.page_begin) - (b.page_end - b.page_begin);
+    if (longer != 0) return longer > 0;
+    return std::tuple(a.slice, a.first_row, a.kv_head) < std::tuple(b.slice, b.first_row, b.kv_head);
   });
 }
 
@@ -257,6 +261,12 @@ void AttentionPlan::finish(const Block& block, const Partial& whole, MatrixView<
   }
 }
 
+// What a block reads first of a segment.
+const std::byte* AttentionPlan::first_keys(const Block& block, int64_t segment) const {
+  const int64_t page = std::max(block.page_begin, segment * kSegmentPages);
+  return block.slice->cache.key_page(page) + block.kv_head * kv_head_page_bytes(dtype_, key_dim_);
+}
+
 void AttentionPlan::run_whole_blocks(MatrixView<float> out, MatrixView<const float> q) {
   pool_.parallel_for_worker(static_cast<int64_t>(blocks_.size()), [&](int64_t index, int number) {
     Worker& worker = workers_[static_cast<size_t>(number)];
@@ -264,7 +274,12 @@ void AttentionPlan::run_whole_blocks(MatrixView<float> out, MatrixView<const flo
     load_queries(worker, block, q);
     clear(worker.whole, block.rows);
     for (int64_t segment = block.page_begin / kSegmentPages; segment * kSegmentPages < block.page_end; ++segment) {
-      run_segment(worker, block, segment, worker.part);
+      const bool last = (segment + 1) * kSegmentPages >= block.page_end;
+      const int64_t next = index + pool_.threads();   // a guess, as below
+      const std::byte* ahead = !last                                        ? first_keys(block, segment + 1)
+                               : next < static_cast<int64_t>(blocks_.size()) ? first_keys(blocks_[static_cast<size_t>(next)], 0)
+                                                                             : nullptr;
+      run_segment(worker, block, segment, worker.part, ahead);
       attention_.merge_partial(worker.whole.out, worker.whole.maximum, worker.whole.total, worker.part.out,
                              worker.part.maximum, worker.part.total, block.rows, value_stride_);
     }
@@ -306,8 +321,7 @@ void AttentionPlan::run_split_segments(MatrixView<float> out, MatrixView<const f
     const int64_t next = task + pool_.threads();
     if (even && next < tasks) {
       const Block& later = blocks_[static_cast<size_t>(next % count)];
-      const int64_t page = std::max(later.page_begin, (later.page_begin / kSegmentPages + next / count) * kSegmentPages);
-      ahead = later.slice->cache.key_page(page) + later.kv_head * kv_head_page_bytes(dtype_, key_dim_);
+      ahead = first_keys(later, later.page_begin / kSegmentPages + next / count);
     }
     run_segment(worker, block, segment, split_partial(block, segment), ahead);
   });

@@ -68,9 +68,10 @@ class AttentionPlan {
   void load_queries(Worker& worker, const Block& block, MatrixView<const float> q) const;
   void clear(const Partial& partial, int64_t rows) const;
   // ahead: memory that will be read next, or null.
-  void run_segment(Worker& worker, const Block& block, int64_t segment, const Partial& partial, const std::byte* ahead = nullptr) const;
+  void run_segment(Worker& worker, const Block& block, int64_t segment, const Partial& partial, const std::byte* ahead) const;
   void run_segment_tiles(Worker& worker, const Block& block, int64_t segment, const Partial& partial, const std::byte* ahead) const;
   void run_page(Worker& worker, const Block& block, int64_t page, const Partial& partial) const;
+  const std::byte* first_keys(const Block& block, int64_t segment) const;
   void finish(const Block& block, const Partial& whole, MatrixView<float> out) const;
   void run_whole_blocks(MatrixView<float> out, MatrixView<const float> q);
   void run_split_segments(MatrixView<float> out, MatrixView<const float> q);
