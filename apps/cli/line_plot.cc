@@ -203,7 +203,9 @@ Result<void> write_whole(const std::string& path, std::string_view text) {
 
 bool is_png(const std::string& path) { return path.ends_with(".png"); }
 
-// Runs rsvg-convert IN -o OUT without a shell.
+}  // namespace
+
+// Without a shell.
 Result<void> convert_to_png(const std::string& svg, const std::string& png) {
   std::vector<std::string> words = {"rsvg-convert", "--zoom", "1.5", "--output", png, svg};
   std::vector<char*> arguments;
@@ -223,8 +225,6 @@ Result<void> convert_to_png(const std::string& svg, const std::string& png) {
       printable(png, 400) + ": rsvg-convert could not write it" +
       (WIFEXITED(status) && WEXITSTATUS(status) == 127 ? "; is the Debian package librsvg2-bin installed?" : ""));
 }
-
-}  // namespace
 
 std::string plot_svg(const LinePlot& plot) {
   const size_t columns = plot.panels.size() > 1 ? 2 : 1;

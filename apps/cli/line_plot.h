@@ -39,6 +39,8 @@ std::string plot_svg(const LinePlot& plot);
 // Writes `path`, whole or not at all: SVG, or PNG when it ends in .png, for which the program rsvg-convert must be
 // installed (kFailed with the package's name otherwise). kUsage for other endings.
 Result<void> write_plot(const std::string& path, const LinePlot& plot);
+// The SVG file `svg` as `png`, by the program rsvg-convert. kFailed where that is not installed, or refuses.
+Result<void> convert_to_png(const std::string& svg, const std::string& png);
 // kUsage unless `path` ends in .svg or .png: to be asked before long work.
 Result<void> check_plot_path(const std::string& path);
 

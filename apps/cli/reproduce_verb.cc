@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <ctime>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -13,6 +14,7 @@
 #include "engine/reproduce.h"
 #include "human_text.h"
 #include "interrupt.h"
+#include "line_plot.h"
 #include "progress_bar.h"
 #include "report.h"
 #include "verb.h"
@@ -146,6 +148,13 @@ Result<void> reproduce(const ReproduceFlags& flags) {
   auto claims = chosen->run(options);
   bar.finish();
   if (!claims.ok()) return std::move(claims).error();
+  // The picture some leave in their folder, for those who cannot look at SVG.
+  const std::string picture = options.work + "/" + flags.name;
+  if (std::filesystem::exists(picture + ".svg")) {
+    if (const Result<void> png = convert_to_png(picture + ".svg", picture + ".png"); !png.ok()) {
+      std::fprintf(stderr, "quipu: no PNG beside %s.svg: %s\n", picture.c_str(), png.error().message.c_str());
+    }
+  }
   int64_t failing = 0;
   for (const Claim& claim : *claims) failing += !claim.holds;
   if (failing > 0) {

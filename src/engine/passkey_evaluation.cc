@@ -14,7 +14,8 @@ constexpr int64_t kMostContext = int64_t{1} << 25;
 
 // Regions that hold what Infini-attention has put away; the others are its local window.
 bool is_memory(const std::string& region) {
-  for (const char* name : {"memory", "norm", "open_memory", "open_norm", "memory_carry", "norm_carry"}) {
+  for (const char* name : {"memory", "norm", "open_memory", "open_norm", "memory_carry", "norm_carry", "waiting",
+                           "waiting_key", "waiting_value"}) {
     if (region == name) return true;
   }
   return false;

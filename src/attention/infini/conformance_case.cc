@@ -33,6 +33,11 @@ std::vector<ConformanceCase> conformance_cases_infini() {
 
   cases.push_back({.name = "delta", .shape = {.hidden = 18}, .parameters = base(4, 2, 8, "delta", 11)});
 
+  HyperParameters grouped = base(2, 1, 64, "linear", 11);   // writes in groups of four
+  grouped.set("write_gate", std::string("hard"));
+  cases.push_back({.name = "linear_writes_in_groups", .shape = {.hidden = 18}, .parameters = grouped});
+  cases.push_back({.name = "delta_writes_in_groups", .shape = {.hidden = 18}, .parameters = base(2, 1, 64, "delta", 37)});
+
   HyperParameters windowed = base(2, 1, 32, "delta", 37);
   windowed.set("window", std::string("previous"));
   windowed.set("gate", std::string("token"));

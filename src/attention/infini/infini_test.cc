@@ -270,7 +270,9 @@ INSTANTIATE_TEST_SUITE_P(
         Config{.name = "linear_dpfp_hard", .feature = "dpfp", .write_gate = "hard"},
         Config{.name = "linear_silu_rms", .feature = "silu_l2", .norm = "rms"},
         Config{.name = "linear_wide_values", .kv_heads = 1, .value_dim = 70, .local_first = true},
+        Config{.name = "linear_writes_in_groups", .head_dim = 64, .value_dim = 70, .segment = 10, .write_gate = "hard"},
         Config{.name = "delta", .rule = "delta"},
+        Config{.name = "delta_writes_in_groups", .rule = "delta", .head_dim = 64, .value_dim = 64, .segment = 14, .compensated = true},
         Config{.name = "delta_token_gate_window", .rule = "delta", .kv_heads = 4, .token_gate = true, .window = true},
         Config{.name = "delta_rms_soft", .rule = "delta", .rope_dim = 0, .norm = "rms", .write_gate = "soft"},
         Config{.name = "delta_true", .rule = "delta_true"},
@@ -370,7 +372,8 @@ TEST(Infini, ThePapersMemoryIsReproducedToTheElement) {
     EXPECT_EQ(kLayers * elements(layout, {"memory", "norm"}), 1'585'152);
     // The local window the paper does not count, as large as Transformer-XL's cache.
     EXPECT_EQ(kLayers * elements(layout, {"key", "value"}), 50'331'648);
-    const int64_t fixed = 2 * (1'585'152 * 4) + kLayers * 32;
+    const int64_t waiting = 8 * (1 + 8 * (128 + 128));   // eight writes of each memory
+    const int64_t fixed = 2 * (1'585'152 * 4) + kLayers * (32 + 4 * waiting);
     EXPECT_EQ(kLayers * state_bytes(layout, 1), fixed + 50'331'648 * 2);
     EXPECT_EQ(state_bytes(layout, 1'000'000), state_bytes(layout, 1)) << "flat in the context";
   }
@@ -400,6 +403,49 @@ TEST(Infini, CostsFollowTheEquations) {
   InfiniLayer exact(s.hidden, parameters_of(s), weights_of(s));
   EXPECT_EQ(exact.room().flops_per_token(), projections + 2 * 12 * (4 + 2 + 2) + 2 * (4 + 2 + 2) * 8 * 6);
   EXPECT_GT(exact.room().weight_bytes(), delta.room().weight_bytes());
+}
+
+// Large memories take writes in groups; which tokens wait depends on their place in the segment, not on how they came.
+TEST(Infini, AStateDoesNotDependOnHowThePromptWasCut) {
+  for (const char* rule : {"linear", "delta"}) {
+    Config s{.rule = rule, .head_dim = 64, .value_dim = 64, .segment = 10, .write_gate = "hard"};
+    InfiniLayer whole(s.hidden, parameters_of(s), weights_of(s)), cut(s.hidden, parameters_of(s), weights_of(s));
+    const std::vector<float> x = random_input(46, s.hidden);
+    int64_t done = 0;
+    for (const int64_t rows : {1, 1, 1, 2, 3, 5, 4, 11, 1, 1, 16}) {
+      const auto from = x.begin() + done * s.hidden, to = from + rows * s.hidden;
+      cut.feed({from, to});
+      done += rows;
+      whole.begin_again();
+      whole.feed({x.begin(), to});
+      for (size_t i = 2; i < whole.state().regions(); ++i) {   // after the local window, whose unused rows hold anything
+        const RegionState& a = whole.state().region(i);
+        const RegionState& b = cut.state().region(i);
+        EXPECT_EQ(std::memcmp(a.pages[0], b.pages[0], static_cast<size_t>(a.page_bytes())), 0) << rule << " " << a.spec.name << " at " << done;
+      }
+    }
+    ASSERT_EQ(done, 46);
+    bool waits = false;
+    for (size_t i = 0; i < whole.state().regions(); ++i) {
+      const RegionState& region = whole.state().region(i);
+      if (region.spec.name == "waiting") waits = *reinterpret_cast<const int32_t*>(region.pages[0]) > 0;
+    }
+    EXPECT_TRUE(waits) << "46 tokens end inside a group";
+  }
+}
+
+TEST(Infini, AForgedNumberOfWaitingWritesStaysInsideItsPages) {
+  Config s{.head_dim = 64, .value_dim = 64};
+  InfiniLayer layer(s.hidden, parameters_of(s), weights_of(s));
+  for (const int32_t forged : {-1, INT32_MIN, INT32_MAX, 5}) {
+    layer.begin_again();
+    layer.feed(random_input(13, s.hidden));
+    for (size_t i = 0; i < layer.state().regions(); ++i) {
+      RegionState& region = layer.state().region(i);
+      if (region.spec.name == "waiting") std::memcpy(region.pages[0], &forged, sizeof(forged));
+    }
+    for (int64_t step = 0; step < 6; ++step) EXPECT_EQ(layer.feed(random_input(1, s.hidden)).size(), 12u);
+  }
 }
 
 TEST(Infini, AForgedStateStaysInsideItsPages) {

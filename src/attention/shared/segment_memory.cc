@@ -158,6 +158,11 @@ SegmentMemory::Regions SegmentMemory::regions() const {
     r.memory_carry = next++;
     if (s_.has_sum()) r.sum_carry = next++;
   }
+  if (s_.write_group() > 1) {
+    r.waiting = next++;
+    r.waiting_key = next++;
+    r.waiting_value = next++;
+  }
   return r;
 }
 
@@ -179,6 +184,11 @@ void SegmentMemory::declare(StateLayout& layout) const {
   if (s_.compensated) {
     floats("memory_carry", s_.memory_floats());
     if (s_.has_sum()) floats("norm_carry", s_.sum_floats());
+  }
+  if (s_.write_group() > 1) {
+    floats("waiting", s_.memories);
+    floats("waiting_key", s_.memories * s_.write_group() * s_.map.count());
+    floats("waiting_value", s_.memories * s_.write_group() * s_.value_dim);
   }
 }
 
@@ -239,7 +249,10 @@ int64_t SegmentMemory::flops_per_token() const {
 
 int64_t SegmentMemory::bytes_read_per_token() const {
   const int64_t sums = s_.has_sum() ? s_.sum_floats() : 0;
-  return 2 * (s_.memory_floats() + sums) * static_cast<int64_t>(sizeof(float));
+  const int64_t group = s_.write_group();
+  // The memory of closed segments, the open one once for every group, and a token's own waiting row.
+  const int64_t waiting = group > 1 ? s_.memories * (s_.map.count() + s_.value_dim) : 0;
+  return (s_.memory_floats() + s_.memory_floats() / group + waiting + 2 * sums) * static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace quipu

@@ -20,6 +20,7 @@
 //   read_norm [value_dim]: with norm "rms", when the file has it; otherwise ones
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -56,6 +57,15 @@ struct MemorySettings : MemoryShape {
   bool has_sum() const { return rule == MemoryRule::kDelta || norm == ReadNorm::kSum; }
   int64_t memory_floats() const { return memories * map.count() * value_dim; }
   int64_t sum_floats() const { return memories * map.count(); }
+  // Tokens whose writes reach the open memory together: until then their features and values wait beside it, an eighth of its
+  // size at most, and a step reads the memory of closed segments alone instead of reading and writing the open one, too.
+  // 1: none waits, as with delta_true, which reads what it wrote, and where memories stay in a core's caches anyway.
+  int64_t write_group() const {
+    constexpr int64_t kLeastFloats = 64 * 64, kMost = 16;
+    const int64_t floats = map.count() * value_dim;
+    if (rule == MemoryRule::kDeltaTrue || floats < kLeastFloats) return 1;
+    return std::clamp<int64_t>(floats / (8 * (map.count() + value_dim)), 1, kMost);
+  }
   // Most that local attention sees, and what the last of `tokens` tokens sees: its segment up to itself, and with a
   // window all of the one before.
   int64_t local_tokens() const { return segment_tokens * (previous_window ? 2 : 1); }
@@ -147,6 +157,10 @@ class SegmentMemory {
   void read_tile(MemoryStep& step, const MemoryRun& run, const MemoryStep::TileTask& task) const;
   void write_tile(MemoryStep& step, const MemoryInput& input, const MemoryRun& run,
                   const MemoryStep::TileTask& task) const;
+  struct Writes;  // which of a run's tokens write now, and which wait
+  Writes writes_of(const MemoryStep& step, const MemoryRun& run, int64_t memory) const;
+  void write_waiting(const MemoryStep& step, const MemoryRun& run, const MemoryStep::TileTask& task) const;
+  void settle(MemoryStep& step, const MemoryRun& run, int64_t memory) const;
 
   MemorySettings s_;
   int64_t hidden_ = 0;

@@ -13,6 +13,8 @@ struct SegmentMemory::Regions {
   static constexpr size_t kAbsent = SIZE_MAX;
   size_t segment = kAbsent, memory = kAbsent, open_memory = kAbsent;
   size_t sum = kAbsent, open_sum = kAbsent, memory_carry = kAbsent, sum_carry = kAbsent;
+  // Writes that wait: how many for each memory (int32), [memories][write_group] rows of features, and of values.
+  size_t waiting = kAbsent, waiting_key = kAbsent, waiting_value = kAbsent;
 };
 
 // Where the state is in its segments; bytes of the region "segment". All zero: the beginning. A file may hold anything:

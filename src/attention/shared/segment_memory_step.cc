@@ -33,6 +33,8 @@ struct MemoryStep::Cursor {
   // fp32 regions; null where there is none.
   float *memory = nullptr, *open_memory = nullptr, *memory_carry = nullptr;
   float *sum = nullptr, *open_sum = nullptr, *sum_carry = nullptr;
+  int32_t* waiting = nullptr;
+  float *waiting_key = nullptr, *waiting_value = nullptr;
   bool fold_before = false;  // the segment before ended without its last token being seen (routing)
   bool fold_after = false;
 };
@@ -43,6 +45,14 @@ struct MemoryStep::TileTask {
   int64_t features = 0, columns = 0;
   float *memory = nullptr, *open = nullptr, *carry = nullptr;  // of closed segments; of the open one; null without
   Isa isa = Isa::kPortable;
+};
+
+// Which of a run's rows write to the open memory now, [row_begin, now_end), after those that waited; the others wait. When a
+// token writes depends on its place in the segment alone, so that a state does not depend on how a prompt was cut.
+struct SegmentMemory::Writes {
+  int64_t waited = 0;     // rows that wait since earlier runs
+  int64_t now_end = 0;    // a row of the batch
+  bool any_now = false;   // then those that waited are written first
 };
 
 int64_t SegmentMemory::scratch_bytes(int64_t rows) const {
@@ -95,6 +105,9 @@ MemoryStep SegmentMemory::begin(Backend& backend, MatrixView<const float> x, con
     cursor.sum = floats(numbers.sum);
     cursor.open_sum = floats(numbers.open_sum);
     cursor.sum_carry = floats(numbers.sum_carry);
+    cursor.waiting = reinterpret_cast<int32_t*>(floats(numbers.waiting));
+    cursor.waiting_key = floats(numbers.waiting_key);
+    cursor.waiting_value = floats(numbers.waiting_value);
     states[count++] = &state;
   }
   step.states = {states, count};
@@ -198,9 +211,41 @@ void SegmentMemory::read_tile(MemoryStep& step, const MemoryRun& run, const Memo
   tile_read({reads, count}, task.memory, task.features, task.columns, task.isa);
 }
 
-// All tokens of the run write to the open segment, in order. delta_true reads its own writes, so it goes one by one.
+SegmentMemory::Writes SegmentMemory::writes_of(const MemoryStep& step, const MemoryRun& run, int64_t memory) const {
+  const MemoryStep::Cursor& cursor = step.cursors[run.sequence];
+  const int64_t group = s_.write_group(), end = run.row_begin + run.rows;
+  if (group == 1) return {.now_end = end, .any_now = true};
+  Writes writes;
+  writes.waited = cursor.fold_before ? 0 : std::clamp<int64_t>(cursor.waiting[memory], 0, group);
+  const int64_t first = run.first_key - cursor.record.base_rows;   // in the segment
+  const int64_t whole = cursor.fold_after ? run.rows : (first + run.rows) / group * group - first;
+  writes.now_end = run.row_begin + std::max<int64_t>(whole, 0);
+  writes.any_now = whole > 0;
+  return writes;
+}
+
+// The tokens that waited write to the open segment, in order.
+void SegmentMemory::write_waiting(const MemoryStep& step, const MemoryRun& run, const MemoryStep::TileTask& task) const {
+  const MemoryStep::Cursor& cursor = step.cursors[run.sequence];
+  const int64_t group = s_.write_group(), first = task.memory_index * group;
+  const int64_t waited = std::clamp<int64_t>(cursor.waiting[task.memory_index], 0, group);
+  TileWrite writes[kTileBatch];
+  size_t count = 0;
+  for (int64_t i = 0; i < waited; ++i) {
+    writes[count++] = {cursor.waiting_key + (first + i) * task.features,
+                       cursor.waiting_value + (first + i) * s_.value_dim + task.tile * kTileColumns};
+    if (count < kTileBatch) continue;
+    tile_write(task.open, {writes, count}, task.features, task.columns, task.isa);
+    count = 0;
+  }
+  tile_write(task.open, {writes, count}, task.features, task.columns, task.isa);
+}
+
+// All tokens of the run write to the open segment, in order, or wait. delta_true reads its own writes, so it goes one by one.
 void SegmentMemory::write_tile(MemoryStep& step, const MemoryInput& input, const MemoryRun& run,
                                const MemoryStep::TileTask& task) const {
+  const MemoryStep::Cursor& cursor = step.cursors[run.sequence];
+  const Writes plan = writes_of(step, run, task.memory_index);
   const size_t batch = s_.rule == MemoryRule::kDeltaTrue ? 1 : kTileBatch;
   const float* known_from = s_.rule == MemoryRule::kDeltaTrue ? task.open : task.memory;
   float known[kTileBatch][kTileColumns];
@@ -209,7 +254,8 @@ void SegmentMemory::write_tile(MemoryStep& step, const MemoryInput& input, const
   TileWrite writes[kTileBatch];
   int64_t rows[kTileBatch];
   size_t count = 0;
-  const auto flush = [&] {
+  // What the rows of a batch write: `written`.
+  const auto make = [&] {
     if (s_.rule == MemoryRule::kLinear) {
       std::memset(known, 0, sizeof(known));
     } else {
@@ -221,18 +267,54 @@ void SegmentMemory::write_tile(MemoryStep& step, const MemoryInput& input, const
       const float norm = s_.rule == MemoryRule::kDelta ? step.key_norm(rows[i], task.memory_index) : 1.0f;
       for (int64_t c = 0; c < task.columns; ++c) written[i][c] = weight * (value[c] - known[i][c] / norm);
     }
-    tile_write(task.open, {writes, count}, task.features, task.columns, task.isa);
-    count = 0;
   };
-  for (int64_t row = run.row_begin; row < run.row_begin + run.rows; ++row) {
-    if (step.write(row, task.memory_index) == 0.0f) continue;  // a hard gate's zero leaves every bit as it is
-    const float* key = step.key_features.row(row) + task.memory_index * task.features;
-    rows[count] = row;
-    reads[count] = {key, known[count]};
-    writes[count] = {key, written[count]};
-    if (++count == batch) flush();
+  // Calls finish() for the rows of [begin, end) that write at all, in batches.
+  const auto in_batches = [&](int64_t begin, int64_t end, const auto& finish) {
+    count = 0;
+    for (int64_t row = begin; row < end; ++row) {
+      if (step.write(row, task.memory_index) == 0.0f) continue;  // a hard gate's zero leaves every bit as it is
+      const float* key = step.key_features.row(row) + task.memory_index * task.features;
+      rows[count] = row;
+      reads[count] = {key, known[count]};
+      writes[count] = {key, written[count]};
+      if (++count < batch) continue;
+      make();
+      finish();
+      count = 0;
+    }
+    if (count == 0) return;
+    make();
+    finish();
+  };
+  if (plan.any_now && plan.waited > 0) write_waiting(step, run, task);
+  in_batches(run.row_begin, plan.now_end,
+             [&] { tile_write(task.open, {writes, count}, task.features, task.columns, task.isa); });
+  int64_t slot = task.memory_index * s_.write_group() + (plan.any_now ? 0 : plan.waited);
+  in_batches(plan.now_end, run.row_begin + run.rows, [&] {
+    for (size_t i = 0; i < count; ++i, ++slot) {
+      std::memcpy(cursor.waiting_value + slot * s_.value_dim + task.tile * kTileColumns, written[i],
+                  static_cast<size_t>(task.columns) * sizeof(float));
+    }
+  });
+}
+
+// After all tiles: the features of the rows that wait now, and nothing where rows waited before.
+void SegmentMemory::settle(MemoryStep& step, const MemoryRun& run, int64_t memory) const {
+  const MemoryStep::Cursor& cursor = step.cursors[run.sequence];
+  const Writes plan = writes_of(step, run, memory);
+  const int64_t group = s_.write_group(), features = s_.map.count();
+  float* keys = cursor.waiting_key + memory * group * features;
+  int64_t slot = plan.any_now ? 0 : plan.waited;
+  for (int64_t row = plan.now_end; row < run.row_begin + run.rows; ++row) {
+    if (step.write(row, memory) == 0.0f) continue;
+    std::memcpy(keys + slot++ * features, step.key_features.row(row) + memory * features, static_cast<size_t>(features) * sizeof(float));
   }
-  flush();
+  const int64_t before = std::clamp<int64_t>(cursor.waiting[memory], 0, group);
+  for (int64_t i = slot; i < before; ++i) {
+    std::fill_n(keys + i * features, features, 0.0f);
+    std::fill_n(cursor.waiting_value + (memory * group + i) * s_.value_dim, s_.value_dim, 0.0f);
+  }
+  cursor.waiting[memory] = static_cast<int32_t>(slot);
 }
 
 // A run against one tile of one memory: all reads see closed segments only, writes go to the open one.
@@ -257,7 +339,10 @@ void SegmentMemory::run_tile(MemoryStep& step, const MemoryInput& input, const M
       fold_sums(task.memory, task.open, grid.floats(task.tile));
     }
   };
-  if (cursor.fold_before) fold();
+  if (cursor.fold_before) {
+    if (s_.write_group() > 1) write_waiting(step, run, task);
+    fold();
+  }
   read_tile(step, run, task);
   write_tile(step, input, run, task);
   if (cursor.fold_after) fold();
@@ -272,6 +357,10 @@ void SegmentMemory::read_and_write(MemoryStep& step, const MemoryInput& input) c
   step.backend.pool().parallel_for(runs * memories * tiles, [&](int64_t number) {
     MemoryStep::TileTask task{.memory_index = number / tiles % memories, .tile = number % tiles};
     run_tile(step, input, step.runs[static_cast<size_t>(number / (memories * tiles))], task);
+  });
+  if (s_.write_group() == 1) return;
+  step.backend.pool().parallel_for(runs * memories, [&](int64_t task) {
+    settle(step, step.runs[static_cast<size_t>(task / memories)], task % memories);
   });
 }
 

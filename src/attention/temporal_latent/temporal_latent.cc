@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -45,16 +46,22 @@ Result<std::unique_ptr<Attention>> TemporalLatent::create(const AttentionShape& 
   std::unique_ptr<TemporalLatent> room(new TemporalLatent(std::move(core)));
   room->stride_ = settings.stride;
   room->hyper_dim_ = settings.hyper_dim;
-  RETURN_IF_ERROR(room->bind(weights));
+  RETURN_IF_ERROR(room->bind(weights, backend));
   return std::unique_ptr<Attention>(std::move(room));
 }
 
-Result<void> TemporalLatent::bind(WeightSource& weights) {
+Result<void> TemporalLatent::bind(WeightSource& weights, Backend& backend) {
   if (hyper_dim_ == 0) return {};
   const int64_t rank = core_.settings().rank;
-  ASSIGN_OR_RETURN(from_code_, weights.matrix("hypernet_fc_c", hyper_dim_, rank, "hyper_dim"));
+  // fp32 whatever the file has, so that nothing is rounded on the way to the weights of a merge: what a row of the cache is off
+  // by, every later token reads. On AMX products of bf16 weights round their input to 8 bits.
+  const auto float_matrix = [&](const char* role) -> Result<std::unique_ptr<PackedMatrix>> {
+    ASSIGN_OR_RETURN(const std::vector<float> values, weights.dense(role, hyper_dim_, rank, "hyper_dim"));
+    return backend.pack({DType::kF32, hyper_dim_, rank, std::as_bytes(std::span(values))});
+  };
+  ASSIGN_OR_RETURN(from_code_, float_matrix("hypernet_fc_c"));
   ASSIGN_OR_RETURN(from_code_bias_, weights.vector("hypernet_fc_c_bias", hyper_dim_, "hyper_dim"));
-  ASSIGN_OR_RETURN(from_latent_, weights.matrix("hypernet_fc_p", hyper_dim_, rank, "hyper_dim"));
+  ASSIGN_OR_RETURN(from_latent_, float_matrix("hypernet_fc_p"));
   ASSIGN_OR_RETURN(from_latent_bias_, weights.vector("hypernet_fc_p_bias", hyper_dim_, "hyper_dim"));
   for (int64_t i = 0; i < rank; i += 2) {
     code_frequency_.push_back(std::pow(10000.0, -static_cast<double>(i) / static_cast<double>(rank)));

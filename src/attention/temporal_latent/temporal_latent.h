@@ -45,7 +45,7 @@ class TemporalLatent final : public Attention {
 
  private:
   explicit TemporalLatent(LatentAttention core) : core_(std::move(core)) {}
-  Result<void> bind(WeightSource& weights);
+  Result<void> bind(WeightSource& weights, Backend& backend);
   int64_t rows_of(int64_t tokens) const { return (tokens + stride_ - 1) / stride_; }
   // weight [n] of every row's latent in its chunk.
   void merge_weights(Backend& backend, float* weight, MatrixView<const float> latent, const RaggedBatch& batch,
