@@ -514,7 +514,8 @@ std::string picture(const std::vector<PasskeyRun>& runs) {
   }
   for (const PasskeyRun& run : runs) p.rows.push_back(picture_row(run));
   p.note = number(kSamples) + " texts a cell, " + number(kLongestSamples) + " at " + length_text(kLongest) +
-           ". Empty: not read, as two shorter texts were guessed at already. Ours count tokens of a vocabulary of words, the paper's those of a 32K vocabulary. Guessing: 10 % (identifier: 6 %).";
+           ". Empty: not read, as two shorter texts were guessed at already. Guessing: 10 % (identifier: 6 %).\nOurs count tokens of a vocabulary of words, "
+           "the paper's those of a vocabulary of 32K pieces.";
   return passkey_picture_svg(p);
 }
 
