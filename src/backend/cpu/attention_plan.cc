@@ -12,6 +12,8 @@ namespace {
 // Rows from which widening a page to float once is cheaper than widening it for every register tile.
 constexpr int64_t kWidenRows = 9;
 
+constexpr int64_t kMostSplitFloats = int64_t{16} << 20;   // partial results of a decode step that are kept at once
+
 int32_t clamp_to_page(int64_t key) { return static_cast<int32_t>(std::clamp<int64_t>(key, 0, kPageRows)); }
 
 }  // namespace
@@ -36,9 +38,8 @@ void AttentionPlan::run(MatrixView<float> out, MatrixView<const float> q, std::s
   }
   make_blocks(slices);
   prepare_workers();
-  const bool few_blocks = static_cast<int64_t>(blocks_.size()) < 4 * pool_.threads() && pool_.threads() > 1;
-  const bool one_row_each = std::all_of(slices.begin(), slices.end(), [](const AttendSlice& s) { return s.rows <= 4; });
-  if (few_blocks && one_row_each) {
+  const bool few_rows_each = std::all_of(slices.begin(), slices.end(), [](const AttendSlice& s) { return s.rows <= 4; });
+  if (few_rows_each && split_floats() <= kMostSplitFloats) {
     run_split_segments(out, q);
   } else {
     run_whole_blocks(out, q);
@@ -293,37 +294,52 @@ AttentionPlan::Partial AttentionPlan::split_partial(const Block& block, int64_t 
   return {.out = base, .maximum = base + block.rows * value_stride_, .total = base + block.rows * (value_stride_ + 16)};
 }
 
+int64_t AttentionPlan::split_floats() const {
+  int64_t floats = 0;
+  for (const Block& block : blocks_) floats += block.segments() * block.rows * (value_stride_ + 32);
+  return floats;
+}
+
+// A task is a segment of one sequence with all heads, or some of them where there are too few tasks: heads lie side by side in
+// a page, and a thread that reads them one after the other gets 13 GB/s, one that reads a head through all pages 9.
 void AttentionPlan::run_split_segments(MatrixView<float> out, MatrixView<const float> q) {
-  int64_t floats = 0, tasks = 0;
-  for (Block& block : blocks_) {
-    block.partial = floats;
-    floats += block.segments() * block.rows * (value_stride_ + 32);
-    tasks += block.segments();
-  }
-  grow(partials_, floats * 4);
-  // Heads of one segment follow each other: their pages lie side by side.
+  grow(partials_, split_floats() * 4);
   const int64_t count = static_cast<int64_t>(blocks_.size());
-  const bool even = tasks == blocks_[0].segments() * count;
-  pool_.parallel_for_worker(tasks, [&](int64_t task, int number) {
-    int64_t index = task % count, step = task / count;
-    if (!even) {
-      index = 0;
-      for (step = task; step >= blocks_[static_cast<size_t>(index)].segments(); ++index) {
-        step -= blocks_[static_cast<size_t>(index)].segments();
-      }
+  split_begin_.clear();
+  int64_t floats = 0, segments = 0;
+  for (int64_t first = 0; first < count; first += kv_heads_) {
+    split_begin_.push_back(segments);
+    for (int64_t head = 0; head < kv_heads_; ++head) {
+      Block& block = blocks_[static_cast<size_t>(first + head)];
+      block.partial = floats;
+      floats += block.segments() * block.rows * (value_stride_ + 32);
     }
-    const Block& block = blocks_[static_cast<size_t>(index)];
+    segments += blocks_[static_cast<size_t>(first)].segments();
+  }
+  const int64_t parts = std::clamp<int64_t>((4 * pool_.threads() + segments - 1) / segments, 1, kv_heads_);
+  // The blocks of segment `number` of all sequences: the first of its kv_heads_, and the segment of its context.
+  const auto place = [&](int64_t number) {
+    const auto after = std::upper_bound(split_begin_.begin(), split_begin_.end(), number);
+    const int64_t first = (after - split_begin_.begin() - 1) * kv_heads_;
+    return std::pair(first, number - *(after - 1) + blocks_[static_cast<size_t>(first)].page_begin / kSegmentPages);
+  };
+  pool_.parallel_for_worker(segments * parts, [&](int64_t task, int number) {
+    const auto [first, segment] = place(task / parts);
+    const int64_t part = task % parts, end = (part + 1) * kv_heads_ / parts;
     Worker& worker = workers_[static_cast<size_t>(number)];
-    const int64_t segment = block.page_begin / kSegmentPages + step;
-    load_queries(worker, block, q);
-    // What this thread will read next, if all take turns: a guess that costs nothing when it is wrong.
-    const std::byte* ahead = nullptr;
-    const int64_t next = task + pool_.threads();
-    if (even && next < tasks) {
-      const Block& later = blocks_[static_cast<size_t>(next % count)];
-      ahead = first_keys(later, later.page_begin / kSegmentPages + next / count);
+    for (int64_t head = part * kv_heads_ / parts; head < end; ++head) {
+      const Block& block = blocks_[static_cast<size_t>(first + head)];
+      load_queries(worker, block, q);
+      // What this thread will read next, if all take turns: a guess that costs nothing when it is wrong.
+      const std::byte* ahead = nullptr;
+      if (head + 1 < end) {
+        ahead = first_keys(blocks_[static_cast<size_t>(first + head + 1)], segment);
+      } else if (const int64_t next = task + pool_.threads(); next < segments * parts) {
+        const auto [later, later_segment] = place(next / parts);
+        ahead = first_keys(blocks_[static_cast<size_t>(later + next % parts * kv_heads_ / parts)], later_segment);
+      }
+      run_segment(worker, block, segment, split_partial(block, segment), ahead);
     }
-    run_segment(worker, block, segment, split_partial(block, segment), ahead);
   });
   pool_.parallel_for_worker(count, [&](int64_t index, int number) {
     const Block& block = blocks_[static_cast<size_t>(index)];
