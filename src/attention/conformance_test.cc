@@ -161,7 +161,7 @@ class Layer {
 };
 
 bool same_bits(const Rows& a, const Rows& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
 Rows rows_of(const Rows& all, int64_t begin, int64_t end, int64_t cols) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 
 #include "attention/shared/memory_tile.h"
@@ -93,7 +94,7 @@ MemoryStep SegmentMemory::begin(Backend& backend, MatrixView<const float> x, con
     cursor.end = slice.row_begin + slice.rows;
     SegmentRecord& record = cursor.record;
     std::memcpy(&record, state.region(numbers.segment).pages[0], sizeof(record));
-    record.segment = std::max<int64_t>(record.segment, 0);
+    record.segment = std::clamp<int64_t>(record.segment, 0, std::numeric_limits<int64_t>::max() - 1);   // there is one after it
     record.open_rows = std::clamp<int64_t>(record.open_rows, 0, s_.segment_tokens);
     record.base_rows = std::clamp<int64_t>(record.base_rows, 0, s_.previous_window ? s_.segment_tokens : 0);
     const auto floats = [&](size_t number) {
