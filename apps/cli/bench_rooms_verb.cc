@@ -10,9 +10,9 @@
 #include <optional>
 
 #include "arguments.h"
-#include "base/atomic_file.h"
 #include "base/byte_reader.h"
 #include "base/cpu_features.h"
+#include "base/text_file.h"
 #include "engine/reproduce.h"
 #include "engine/room_bench_sweep.h"
 #include "human_text.h"
@@ -241,9 +241,7 @@ LinePlot sweep_plot(const SweepReport& report, DType cache) {
 }
 
 Result<void> write_json_file(const std::string& path, const nlohmann::ordered_json& json) {
-  ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
-  RETURN_IF_ERROR(file.write(json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n"));
-  return file.commit();
+  return write_text_file(path, json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }
 
 Result<SweepOptions> sweep_options(const BenchRoomsFlags& flags) {

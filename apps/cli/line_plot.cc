@@ -11,8 +11,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "base/atomic_file.h"
 #include "base/byte_reader.h"
+#include "base/text_file.h"
 #include "human_text.h"
 
 extern char** environ;
@@ -195,12 +195,6 @@ std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
-Result<void> write_whole(const std::string& path, std::string_view text) {
-  ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
-  RETURN_IF_ERROR(file.write(text));
-  return file.commit();
-}
-
 bool is_png(const std::string& path) { return path.ends_with(".png"); }
 
 }  // namespace
@@ -272,9 +266,9 @@ Result<void> check_plot_path(const std::string& path) {
 Result<void> write_plot(const std::string& path, const LinePlot& plot) {
   RETURN_IF_ERROR(check_plot_path(path));
   const std::string svg = plot_svg(plot);
-  if (!is_png(path)) return write_whole(path, svg);
+  if (!is_png(path)) return write_text_file(path, svg);
   const std::string draft = path + ".draft.svg", picture = path + ".draft";
-  RETURN_IF_ERROR(write_whole(draft, svg));
+  RETURN_IF_ERROR(write_text_file(draft, svg));
   Result<void> outcome = convert_to_png(draft, picture);
   unlink(draft.c_str());
   if (!outcome.ok()) {

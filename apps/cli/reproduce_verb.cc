@@ -2,7 +2,6 @@
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
-#include <ctime>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -11,6 +10,7 @@
 #include "base/byte_reader.h"
 #include "base/cpu_features.h"
 #include "base/near_word.h"
+#include "base/wall_clock.h"
 #include "engine/reproduce.h"
 #include "human_text.h"
 #include "interrupt.h"
@@ -35,14 +35,6 @@ std::string command_of(const ReproduceFlags& flags) {
   return "quipu reproduce " + flags.name + (flags.quick ? " --quick" : "") + only;
 }
 
-std::string today() {
-  const std::time_t now = std::time(nullptr);
-  char text[16] = {};
-  std::tm utc = {};
-  std::strftime(text, sizeof(text), "%Y-%m-%d", gmtime_r(&now, &utc));
-  return text;
-}
-
 // Four digits, or all of a whole number.
 std::string figure(double value) {
   if (value == std::floor(value) && std::abs(value) < 1e15) return grouped_count(static_cast<int64_t>(value));
@@ -59,7 +51,7 @@ nlohmann::ordered_json claims_json(const std::vector<Claim>& claims, const Repro
                     {"holds", claim.holds},
                     {"command", command_of(flags)},
                     {"commit", build_commit()},
-                    {"date", today()},
+                    {"date", utc_now().substr(0, 10)},
                     {"machine", cpu_model_name()},
                     {"note", claim.note}});
   }

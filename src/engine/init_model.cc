@@ -13,10 +13,9 @@
 #include <nlohmann/json.hpp>
 #include <numbers>
 
-#include "base/atomic_file.h"
 #include "base/byte_reader.h"
-#include "base/mapped_file.h"
 #include "base/random.h"
+#include "base/text_file.h"
 #include "base/thread_pool.h"
 #include "formats/safetensors/safetensors_writer.h"
 #include "formats/state_file/hash128.h"
@@ -57,17 +56,6 @@ Result<std::vector<std::string>> names_in(const std::string& folder) {
   }
   closedir(entries);
   return names;
-}
-
-Result<std::string> whole_text(const std::string& path) {
-  ASSIGN_OR_RETURN(const auto file, MappedFile::open(path));
-  return std::string(reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size());
-}
-
-Result<void> write_text(const std::string& path, std::string_view text) {
-  ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
-  RETURN_IF_ERROR(file.write(text));
-  return file.commit();
 }
 
 bool is_model_file(const std::string& name) {
@@ -189,7 +177,7 @@ class WeightFiles {
     if (ends.size() > 1) {
       const nlohmann::ordered_json index = {{"metadata", {{"total_size", total_}}}, {"weight_map", map}};
       names.emplace_back("model.safetensors.index.json");
-      RETURN_IF_ERROR(write_text(folder + "/" + names.back(), index.dump(2) + "\n"));
+      RETURN_IF_ERROR(write_text_file(folder + "/" + names.back(), index.dump(2) + "\n"));
     }
     return names;
   }
@@ -304,8 +292,8 @@ Result<std::vector<std::string>> copy_tokenizer(const std::string& from, const s
   std::vector<std::string> copied;
   for (const char* name : kTokenizerFiles) {
     if (!is_file(from + "/" + name)) continue;
-    ASSIGN_OR_RETURN(const std::string text, whole_text(from + "/" + name));
-    RETURN_IF_ERROR(write_text(to + "/" + name, text));
+    ASSIGN_OR_RETURN(const std::string text, read_text_file(from + "/" + name));
+    RETURN_IF_ERROR(write_text_file(to + "/" + name, text));
     copied.emplace_back(name);
   }
   return copied;
@@ -325,7 +313,7 @@ Result<InitReport> init_model(const std::string& config_path, const std::string&
   std::string target = out;
   while (target.size() > 1 && target.back() == '/') target.pop_back();
   const std::string file = is_folder(config_path) ? config_path + "/config.json" : config_path;
-  ASSIGN_OR_RETURN(const std::string text, whole_text(file));
+  ASSIGN_OR_RETURN(const std::string text, read_text_file(file));
   ASSIGN_OR_RETURN(const ModelConfig config, read_hf_config(file, text));
   ASSIGN_OR_RETURN(const bool replaces, check_target(target, options.replace));
   const std::string tokenizer = options.tokenizer.empty() ? folder_of(file) : options.tokenizer;
@@ -348,7 +336,7 @@ Result<InitReport> init_model(const std::string& config_path, const std::string&
   ASSIGN_OR_RETURN(const std::vector<std::string> copied, copy_tokenizer(tokenizer, build.path()));
   report.has_tokenizer = is_file(build.path() + "/tokenizer.json") || (replaces && is_file(target + "/tokenizer.json"));
   report.files.insert(report.files.end(), copied.begin(), copied.end());
-  RETURN_IF_ERROR(write_text(build.path() + "/config.json", text));
+  RETURN_IF_ERROR(write_text_file(build.path() + "/config.json", text));
   report.files.emplace_back("config.json");
   RETURN_IF_ERROR(replaces ? take_place(build.path(), target) : build.become(target));
   return report;

@@ -7,16 +7,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <ctime>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "base/atomic_file.h"
 #include "base/byte_reader.h"
 #include "base/clock.h"
 #include "base/cpu_features.h"
+#include "base/text_file.h"
+#include "base/wall_clock.h"
 #include "engine/load_runtime.h"
 #include "engine/passkey_evaluation.h"
 #include "engine/passkey_picture.h"
@@ -67,17 +67,6 @@ double chance_bound(int64_t digits, double letters) {
 }
 
 double letters(const PasskeyRecipe& recipe) { return recipe.kind.identifier ? 16 : 10; }
-
-Result<std::string> file_text(const std::string& path) {
-  ASSIGN_OR_RETURN(const auto file, MappedFile::open(path));
-  return std::string(reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size());
-}
-
-Result<void> write_text(const std::string& path, const std::string& text) {
-  ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
-  RETURN_IF_ERROR(file.write(text));
-  return file.commit();
-}
 
 // A cell that has been measured. control: "", "memory off", "foreign memory".
 struct PasskeyMeasured {
@@ -132,7 +121,7 @@ PasskeyMeasured cell_of(const ordered_json& json) {
 Result<std::vector<PasskeyMeasured>> read_cells(const std::string& path) {
   std::vector<PasskeyMeasured> cells;
   if (!fs::exists(path)) return cells;
-  ASSIGN_OR_RETURN(const std::string text, file_text(path));
+  ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
   try {
     for (const ordered_json& one : ordered_json::parse(text)) cells.push_back(cell_of(one));
   } catch (const nlohmann::json::exception& error) {
@@ -144,7 +133,7 @@ Result<std::vector<PasskeyMeasured>> read_cells(const std::string& path) {
 Result<void> write_cells(const std::string& path, const std::vector<PasskeyMeasured>& cells) {
   ordered_json list = ordered_json::array();
   for (const PasskeyMeasured& one : cells) list.push_back(cell_json(one));
-  return write_text(path, list.dump(1) + "\n");
+  return write_text_file(path, list.dump(1) + "\n");
 }
 
 PasskeyMeasured* find_cell(std::vector<PasskeyMeasured>& cells, int64_t tokens, double depth, std::string_view control) {
@@ -211,8 +200,8 @@ Result<void> write_without_memory(const std::string& from, const std::string& to
   if (values.empty()) return bad_input(from + ": has no memory gate to close");
   RETURN_IF_ERROR(write_safetensors(to + "/model.safetensors", tensors, {}));
   for (const char* name : {"config.json", "tokenizer.json"}) {
-    ASSIGN_OR_RETURN(const std::string text, file_text(from + "/" + name));
-    RETURN_IF_ERROR(write_text(to + "/" + name, text));
+    ASSIGN_OR_RETURN(const std::string text, read_text_file(from + "/" + name));
+    RETURN_IF_ERROR(write_text_file(to + "/" + name, text));
   }
   return {};
 }
@@ -285,7 +274,7 @@ Result<void> PasskeyRun::train_model() {
   fs::create_directories(options_.work, code);
   if (code) return failed(options_.work + ": cannot make the folder: " + code.message());
   const std::string file = options_.work + "/" + std::string(recipe_.name) + ".toml";
-  RETURN_IF_ERROR(write_text(file, passkey_training_text(recipe_, std::string(recipe_.name))));
+  RETURN_IF_ERROR(write_text_file(file, passkey_training_text(recipe_, std::string(recipe_.name))));
   TrainRequest request;
   request.config = file;
   request.resume = !find_checkpoints(folder_).empty();
@@ -303,7 +292,7 @@ Result<void> PasskeyRun::train_model() {
     facts["held_out_digit_accuracy"] = outcome.summary.evaluation->answer_accuracy;
     facts["held_out_exact"] = outcome.summary.evaluation->exact;
   }
-  return write_text(folder_ + "/finished", facts.dump(1) + "\n");
+  return write_text_file(folder_ + "/finished", facts.dump(1) + "\n");
 }
 
 std::vector<PasskeyRun::Wanted> PasskeyRun::wanted() const {
@@ -423,7 +412,7 @@ ordered_json PasskeyRun::json() const {
                        {"summary", recipe_.summary},
                        {"attention", recipe_.attention},
                        {"repeat_count_augmentation", recipe_.repeats}};
-  if (const auto facts = file_text(folder_ + "/finished"); facts.ok()) json["training"] = ordered_json::parse(*facts, nullptr, false);
+  if (const auto facts = read_text_file(folder_ + "/finished"); facts.ok()) json["training"] = ordered_json::parse(*facts, nullptr, false);
   json["cells"] = list;
   return json;
 }
@@ -473,15 +462,6 @@ void add_claims(std::vector<Claim>& claims, const PasskeyRun& run, bool quick) {
     }
     claims.push_back({name + ": digits right, " + where, published, ours, "%", ours >= published, note.str()});
   }
-}
-
-std::string utc_now() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  gmtime_r(&now, &parts);
-  char text[32];
-  std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &parts);
-  return text;
 }
 
 // --- the whole ---------------------------------------------------------------------------------------------------------
@@ -546,8 +526,8 @@ Result<std::vector<Claim>> reproduce_passkey(const ReproduceOptions& options) {
     const ordered_json all = {{"commit", build_commit()}, {"machine", cpu_model_name()}, {"date", utc_now()},
                               {"command", std::string("quipu reproduce passkey") + (options.quick ? " --quick" : "")},
                               {"models", models}};
-    RETURN_IF_ERROR(write_text(options.work + "/passkey.json", all.dump(1) + "\n"));
-    RETURN_IF_ERROR(write_text(options.work + "/passkey.svg", picture(runs)));
+    RETURN_IF_ERROR(write_text_file(options.work + "/passkey.json", all.dump(1) + "\n"));
+    RETURN_IF_ERROR(write_text_file(options.work + "/passkey.svg", picture(runs)));
   }
   return claims;
 }

@@ -2,18 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <ctime>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "backend/cpu/cpu_training.h"
-#include "base/atomic_file.h"
 #include "base/byte_reader.h"
 #include "base/cpu_features.h"
-#include "base/mapped_file.h"
 #include "base/random.h"
+#include "base/text_file.h"
 #include "engine/cost_plan.h"
 #include "engine/room_bench.h"
 #include "engine/train.h"
@@ -35,15 +33,6 @@ constexpr int64_t kFirstPositions = 128;      // the first slice of positions; t
 
 std::string number(int64_t value) { return std::to_string(value); }
 
-Result<std::string> file_text(const std::string& path) {
-  ASSIGN_OR_RETURN(const auto file, MappedFile::open(path));
-  return std::string(reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size());
-}
-Result<void> write_text(const std::string& path, const std::string& text) {
-  ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
-  RETURN_IF_ERROR(file.write(text));
-  return file.commit();
-}
 Result<void> make_folder(const std::string& path) {
   std::error_code code;
   fs::create_directories(path, code);
@@ -204,7 +193,7 @@ ordered_json cell_json(const StudyCell& c) {
 }
 
 Result<StudyCell> read_cell(const std::string& path) {
-  ASSIGN_OR_RETURN(const std::string text, file_text(path));
+  ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
   try {
     const ordered_json json = ordered_json::parse(text);
     StudyCell c;
@@ -317,7 +306,7 @@ Result<Study::Planned> Study::plan(const StudyModel& model) {
     ASSIGN_OR_RETURN(out.inner, inner_for(shape_, model, parameters_));
   }
   out.config = work_ + "/" + model.name + ".json";
-  RETURN_IF_ERROR(write_text(out.config, config_text(shape_, model, out.inner)));
+  RETURN_IF_ERROR(write_text_file(out.config, config_text(shape_, model, out.inner)));
   ASSIGN_OR_RETURN(const ModelConfig config, read_hf_config(out.config, config_text(shape_, model, out.inner)));
   if (parameters_ == 0) {
     ASSIGN_OR_RETURN(parameters_, parameters_of(shape_, model, out.inner));
@@ -347,7 +336,7 @@ Result<StudyCell> Study::cell(const StudyModel& model, const Planned& planned, i
        << "[train]\nsteps = " << planned.steps << "\nbatch = " << shape_.batch << "\nmicro_batch = 1\nsequence = " << shape_.sequence << "\nseed = " << seed
        << "\nprecision = \"bf16\"\n[optimizer]\nlearning_rate = " << shape_.learning_rate << "\nwarmup_steps = " << std::max<int64_t>(planned.steps / 10, 1)
        << "\n[output]\nfolder = " << ordered_json(name) << "\ncheckpoint_minutes = 2\nkeep = 1\ntensorboard = false\n";
-  RETURN_IF_ERROR(write_text(file, text.str()));
+  RETURN_IF_ERROR(write_text_file(file, text.str()));
   TrainRequest request;
   request.config = file;
   request.resume = !find_checkpoints(folder).empty();
@@ -363,7 +352,7 @@ Result<StudyCell> Study::cell(const StudyModel& model, const Planned& planned, i
   out.tokens = outcome.summary.tokens;
   out.seconds = outcome.summary.seconds;
   RETURN_IF_ERROR(evaluate(out, model, planned, outcome.model_folder));
-  RETURN_IF_ERROR(write_text(path, cell_json(out).dump(1) + "\n"));
+  RETURN_IF_ERROR(write_text_file(path, cell_json(out).dump(1) + "\n"));
   return out;
 }
 
@@ -415,7 +404,7 @@ Result<std::vector<StudySpeed>> Study::decode(const StudyModel& model, const Pla
   const std::string path = work_ + "/" + model.name + ".decode.json";
   std::vector<StudySpeed> speeds;
   if (fs::exists(path)) {
-    ASSIGN_OR_RETURN(const std::string text, file_text(path));
+    ASSIGN_OR_RETURN(const std::string text, read_text_file(path));
     try {
       for (const auto& s : ordered_json::parse(text)) speeds.push_back({s.at("context"), s.at("tokens_per_second"), s.at("state_bytes")});
       return speeds;
@@ -441,7 +430,7 @@ Result<std::vector<StudySpeed>> Study::decode(const StudyModel& model, const Pla
     speeds.push_back(speed);
     list.push_back({{"context", context}, {"tokens_per_second", speed.tokens_per_second}, {"state_bytes", speed.state_bytes}});
   }
-  RETURN_IF_ERROR(write_text(path, list.dump(1) + "\n"));
+  RETURN_IF_ERROR(write_text_file(path, list.dump(1) + "\n"));
   return speeds;
 }
 

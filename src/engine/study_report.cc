@@ -2,14 +2,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <ctime>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "base/atomic_file.h"
 #include "base/cpu_features.h"
 #include "base/random.h"
+#include "base/text_file.h"
+#include "base/wall_clock.h"
 #include "engine/study.h"
 
 namespace quipu {
@@ -17,21 +17,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::ordered_json;
-
-Result<void> write_text(const std::string& path, const std::string& text) {
-  ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
-  RETURN_IF_ERROR(file.write(text));
-  return file.commit();
-}
-
-std::string utc_now() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  gmtime_r(&now, &parts);
-  char text[32];
-  std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &parts);
-  return text;
-}
 
 template <class... Values>
 std::string text_of(const char* format, Values... values) {
@@ -196,9 +181,9 @@ Result<void> write_study(const StudyShape& shape, const std::vector<StudyModelRe
                                         {"learning_rate", shape.learning_rate}}},
                              {"loss", "nats a token of held-out documents, positions below " + std::to_string(shape.sequence)},
                              {"models", models}};
-  RETURN_IF_ERROR(write_text(options.work + "/" + shape.name + ".json", json.dump(1) + "\n"));
-  RETURN_IF_ERROR(write_text(options.work + "/" + shape.name + ".md", table(shape, results)));
-  return write_text(options.work + "/" + shape.name + ".svg", picture(shape, results));
+  RETURN_IF_ERROR(write_text_file(options.work + "/" + shape.name + ".json", json.dump(1) + "\n"));
+  RETURN_IF_ERROR(write_text_file(options.work + "/" + shape.name + ".md", table(shape, results)));
+  return write_text_file(options.work + "/" + shape.name + ".svg", picture(shape, results));
 }
 
 Result<void> write_quick_corpus(const std::string& folder) {
@@ -211,7 +196,7 @@ Result<void> write_quick_corpus(const std::string& folder) {
   }
   for (int i = kTraining + kHeldOut; i-- > 0;) {
     const bool held_out = i < kHeldOut;
-    RETURN_IF_ERROR(write_text(folder + (held_out ? "/held_out/" : "/train/") + std::to_string(i) + ".txt", made_up_document(static_cast<uint64_t>(i))));
+    RETURN_IF_ERROR(write_text_file(folder + (held_out ? "/held_out/" : "/train/") + std::to_string(i) + ".txt", made_up_document(static_cast<uint64_t>(i))));
   }
   return {};
 }

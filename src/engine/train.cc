@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/cpu_features.h"
 #include "base/random.h"
+#include "base/text_file.h"
 #include "formats/safetensors/safetensors_file.h"
 #include "text/tokenizer_json.h"
 #include "train/corpus.h"
@@ -23,11 +24,6 @@ namespace quipu {
 namespace {
 
 namespace fs = std::filesystem;
-
-Result<std::string> file_text(const std::string& path) {
-  ASSIGN_OR_RETURN(const auto file, MappedFile::open(path));
-  return std::string(reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size());
-}
 
 int64_t peak_bytes_so_far() {
   rusage usage{};
@@ -56,7 +52,7 @@ Result<ModelText> read_model_text(const ModelSection& model, const std::string& 
     out.json = model.config_json;
   } else {
     out.file = model.config;
-    ASSIGN_OR_RETURN(out.json, file_text(out.file));
+    ASSIGN_OR_RETURN(out.json, read_text_file(out.file));
   }
   ASSIGN_OR_RETURN(out.config, read_hf_config(out.file, out.json));
   return out;
@@ -113,7 +109,7 @@ Result<Data> corpus_data(const RunConfig& run, TrainProgramObserver& observer) {
       ASSIGN_OR_RETURN(tokenizer, load_tokenizer_json(run.data.tokenizer));
       const bool folder = fs::is_directory(run.data.tokenizer);
       ASSIGN_OR_RETURN(out.tokenizer_json,
-                       file_text(folder ? run.data.tokenizer + "/tokenizer.json" : run.data.tokenizer));
+                       read_text_file(folder ? run.data.tokenizer + "/tokenizer.json" : run.data.tokenizer));
     }
     options.tokenizer = tokenizer.get();
     ASSIGN_OR_RETURN(options.end_token, end_token(run.data, run.file, *tokenizer));
@@ -186,18 +182,12 @@ Result<std::string> resume_path(const TrainRequest& request, const std::string& 
   return std::string();
 }
 
-Result<void> write_text(const std::string& path, const std::string& text) {
-  ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
-  RETURN_IF_ERROR(file.write(text));
-  return file.commit();
-}
-
 Result<void> write_model_folder(const std::string& folder, const TrainableModel<float>& model, const ModelText& text,
                                 const Data& data) {
   RETURN_IF_ERROR(write_weights(folder, model));
-  RETURN_IF_ERROR(write_text(folder + "/config.json", text.json));
+  RETURN_IF_ERROR(write_text_file(folder + "/config.json", text.json));
   if (data.tokenizer_json.empty()) return {};
-  return write_text(folder + "/tokenizer.json", data.tokenizer_json);
+  return write_text_file(folder + "/tokenizer.json", data.tokenizer_json);
 }
 
 Result<TrainOutcome> train_as_rank(const TrainRequest& request, TrainProgramObserver& observer, const RunConfig& run,

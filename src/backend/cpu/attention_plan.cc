@@ -39,7 +39,9 @@ void AttentionPlan::run(MatrixView<float> out, MatrixView<const float> q, std::s
   make_blocks(slices);
   prepare_workers();
   const bool few_rows_each = std::all_of(slices.begin(), slices.end(), [](const AttendSlice& s) { return s.rows <= 4; });
-  if (few_rows_each && split_floats() <= kMostSplitFloats) {
+  const int64_t floats = few_rows_each ? place_partials() : 0;
+  if (few_rows_each && floats <= kMostSplitFloats) {
+    grow(partials_, floats * 4);
     run_split_segments(out, q);
   } else {
     run_whole_blocks(out, q);
@@ -294,26 +296,24 @@ AttentionPlan::Partial AttentionPlan::split_partial(const Block& block, int64_t 
   return {.out = base, .maximum = base + block.rows * value_stride_, .total = base + block.rows * (value_stride_ + 16)};
 }
 
-int64_t AttentionPlan::split_floats() const {
+// Where every block's partial results lie when segments are split; floats of them all.
+int64_t AttentionPlan::place_partials() {
   int64_t floats = 0;
-  for (const Block& block : blocks_) floats += block.segments() * block.rows * (value_stride_ + 32);
+  for (Block& block : blocks_) {
+    block.partial = floats;
+    floats += block.segments() * block.rows * (value_stride_ + 32);
+  }
   return floats;
 }
 
 // A task is a segment of one sequence with all heads, or some of them where there are too few tasks: heads lie side by side in
 // a page, and a thread that reads them one after the other gets 13 GB/s, one that reads a head through all pages 9.
 void AttentionPlan::run_split_segments(MatrixView<float> out, MatrixView<const float> q) {
-  grow(partials_, split_floats() * 4);
   const int64_t count = static_cast<int64_t>(blocks_.size());
   split_begin_.clear();
-  int64_t floats = 0, segments = 0;
+  int64_t segments = 0;
   for (int64_t first = 0; first < count; first += kv_heads_) {
     split_begin_.push_back(segments);
-    for (int64_t head = 0; head < kv_heads_; ++head) {
-      Block& block = blocks_[static_cast<size_t>(first + head)];
-      block.partial = floats;
-      floats += block.segments() * block.rows * (value_stride_ + 32);
-    }
     segments += blocks_[static_cast<size_t>(first)].segments();
   }
   const int64_t parts = std::clamp<int64_t>((4 * pool_.threads() + segments - 1) / segments, 1, kv_heads_);

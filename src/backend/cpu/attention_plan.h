@@ -71,7 +71,7 @@ class AttentionPlan {
   void run_segment(Worker& worker, const Block& block, int64_t segment, const Partial& partial, const std::byte* ahead) const;
   void run_segment_tiles(Worker& worker, const Block& block, int64_t segment, const Partial& partial, const std::byte* ahead) const;
   void run_page(Worker& worker, const Block& block, int64_t page, const Partial& partial) const;
-  int64_t split_floats() const;
+  int64_t place_partials();
   const std::byte* first_keys(const Block& block, int64_t segment) const;
   void finish(const Block& block, const Partial& whole, MatrixView<float> out) const;
   void run_whole_blocks(MatrixView<float> out, MatrixView<const float> q);

@@ -45,20 +45,9 @@ constexpr int64_t kLead = 2;                     // steps that rows are interlea
 int64_t blocks_of(int64_t width) { return (width + kBlock - 1) / kBlock; }
 int64_t groups_of(int64_t queries) { return (queries + kTileQueries - 1) / kTileQueries; }
 
-// ---- tile registers: sums 0 to 3, left factors 4 and 5, right factors 6 and 7; why assembler: backend/cpu/kernels/amx.cc ----
+// ---- tile registers: sums 0 to 3, left factors 4 and 5, right factors 6 and 7 ----
 
-template <int kTile>
-inline void tile_zero() { __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile)); }
-template <int kTile>
-inline void tile_load(const void* base, int64_t stride) {
-  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(base), "r"(stride), "i"(kTile) : "memory");
-}
-template <int kTile>
-inline void tile_store(void* base, int64_t stride) {
-  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(base), "r"(stride), "i"(kTile) : "memory");
-}
-template <int kSums, int kA, int kB>
-inline void tile_dot() { __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kA), "i"(kB)); }
+#include "ops/kernels/amx_tile_registers.h"
 
 thread_local bool configured = false;
 
@@ -241,13 +230,13 @@ QUIPU_KERNEL void score_keys(float* turned, uint16_t* pairs, int64_t stripes, co
   for (int64_t block = 0; block < blocks; ++block, row += 64, q += kTileHalves, pairs += kPairHalves) {
     tile_load<6>(q, 64);
     tile_load<4>(row, stride);
-    tile_dot<0, 4, 6>();
+    tile_dot_bf16<0, 4, 6>();
     tile_load<5>(row + 16 * stride, stride);
-    tile_dot<1, 5, 6>();
+    tile_dot_bf16<1, 5, 6>();
     if constexpr (G == 2) {
       tile_load<7>(q + group_halves, 64);
-      tile_dot<2, 4, 7>();
-      tile_dot<3, 5, 7>();
+      tile_dot_bf16<2, 4, 7>();
+      tile_dot_bf16<3, 5, 7>();
     }
     if (block < stripes) interleave(pairs, row, stride);
     ahead.ask(lines);
@@ -314,13 +303,13 @@ QUIPU_KERNEL void sum_stripe(float* tiles, const uint16_t* pairs, int64_t pair_s
   for (int64_t step = 0; step < steps; ++step, pairs += pair_stride, p += kBlock) {
     tile_load<6>(pairs, 64);
     tile_load<4>(p, 2 * kTileSegmentRows);
-    tile_dot<0, 4, 6>();
+    tile_dot_bf16<0, 4, 6>();
     tile_load<7>(pairs + kTileHalves, 64);
-    tile_dot<1, 4, 7>();
+    tile_dot_bf16<1, 4, 7>();
     if constexpr (G == 2) {
       tile_load<5>(p + 2 * kTileQueries * kTileSegmentRows, 2 * kTileSegmentRows);
-      tile_dot<2, 5, 6>();
-      tile_dot<3, 5, 7>();
+      tile_dot_bf16<2, 5, 6>();
+      tile_dot_bf16<3, 5, 7>();
     }
     ahead.ask(lines);
   }

@@ -1,5 +1,5 @@
-// Training products of bfloat16 tiles for AMX; everything else is AVX-512's. See training_kernels.h and amx.cc (why the tile
-// instructions are written in assembler).
+// Training products of bfloat16 tiles for AMX; everything else is AVX-512's. See training_kernels.h, and
+// ops/kernels/amx_tile_registers.h for why the tile instructions are written in assembler.
 //
 // 2 x 2 tiles of sums: 32 rows of the left factor against a panel of 32 columns, 64 tile-unit cycles and four tile loads a
 // block of 32 components. What a step reaches, and what bounds it: bench/NOTES.md.
@@ -122,18 +122,7 @@ void pack_right_pairs(uint16_t* out, const PairSource& source) { pack_pairs<fals
 
 inline void prefetch_to_write(const void* p) { __asm__ volatile("prefetchw %0" : : "m"(*static_cast<const char*>(p))); }
 
-template <int kTile>
-inline void tile_zero() { __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile)); }
-template <int kTile>
-inline void tile_load(const void* base, int64_t stride) {
-  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(base), "r"(stride), "i"(kTile) : "memory");
-}
-template <int kTile>
-inline void tile_store(void* base, int64_t stride) {
-  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(base), "r"(stride), "i"(kTile) : "memory");
-}
-template <int kSums, int kA, int kB>
-inline void tile_dot() { __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kA), "i"(kB)); }
+#include "ops/kernels/amx_tile_registers.h"
 
 void begin_pairs() {
   struct alignas(64) Config {
@@ -179,12 +168,12 @@ void pair_tile(const PairTile& tile) {
     }
     tile_load<6>(b, 64);
     tile_load<4>(a, 64);
-    tile_dot<0, 4, 6>();
+    tile_dot_bf16<0, 4, 6>();
     tile_load<7>(b + half, 64);
-    tile_dot<1, 4, 7>();
+    tile_dot_bf16<1, 4, 7>();
     tile_load<5>(a + half, 64);
-    tile_dot<2, 5, 6>();
-    tile_dot<3, 5, 7>();
+    tile_dot_bf16<2, 5, 6>();
+    tile_dot_bf16<3, 5, 7>();
   }
   if (whole && tile.bias == nullptr) {
     tile_store<0>(c, c_bytes);

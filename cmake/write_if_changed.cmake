@@ -1,0 +1,10 @@
+# write_if_changed(FILE TEXT): leaves a file that holds that text untouched, so that nothing is compiled again for it.
+function(write_if_changed file text)
+  set(old "")
+  if(EXISTS ${file})
+    file(READ ${file} old)
+  endif()
+  if(NOT text STREQUAL old)
+    file(WRITE ${file} "${text}")
+  endif()
+endfunction()
