@@ -15,6 +15,7 @@
 #include "base/random.h"
 #include "tensor/float16.h"
 #include "tensor/quant_blocks.h"
+#include "tensor/quant_layout.h"
 
 namespace quipu {
 namespace {
@@ -231,6 +232,7 @@ std::vector<float> product(Backend& backend, const MatrixSource& source, const s
   return y;
 }
 
+// Q8_0 is multiplied in bf16 unless activations are rounded twice.
 TEST_F(AmxTest, QuantisedProductsEqualAvx512sBitForBit) {
   auto amx = backend_of(Isa::kAmx);
   auto avx512 = backend_of(Isa::kAvx512);
@@ -240,13 +242,14 @@ TEST_F(AmxTest, QuantisedProductsEqualAvx512sBitForBit) {
     for (const int64_t cols : traits(dtype).block_elements == 256 ? std::vector<int64_t>{512} : std::vector<int64_t>{512, 96, 32}) {
       const int64_t rows = 70;
       const auto weights = random_weights(dtype, rows, cols);
+      const MatrixSource source{dtype, rows, cols, weights, dtype == DType::kQ8_0 ? Rounding::kBits16 : Rounding::kBits8};
       const auto bias = normals(rows, 3);
       for (const int64_t n : {1, 2, 5, 16, 17, 31, 32, 50}) {
         const auto x = normals(n * cols, 17);
         const int64_t before = emulated_tile_products();
-        const auto got = product(*amx, {dtype, rows, cols, weights}, x, bias.data());
+        const auto got = product(*amx, source, x, bias.data());
         EXPECT_TRUE(!amx_is_emulated() || n == 1 || emulated_tile_products() > before) << "the tile kernels did not run";
-        const auto expected = product(*avx512, {dtype, rows, cols, weights}, x, bias.data());
+        const auto expected = product(*avx512, source, x, bias.data());
         ASSERT_EQ(std::memcmp(got.data(), expected.data(), got.size() * 4), 0) << dtype_name(dtype) << " cols " << cols << " n " << n;
       }
     }
@@ -282,6 +285,65 @@ TEST_F(AmxTest, HalfProductsAtOddWidthsEqualOneRowProductsAndTheReference) {
             const double limit = static_cast<double>((cols + 31) / 32 * 34) * 0x1p-24 * magnitude + 1e-30;
             ASSERT_TRUE(std::fabs(all[at] - expected[at]) <= limit)
                 << cols << " x " << rows << " n " << n << " at " << r << ", " << t << ": " << all[at] << " against " << expected[at];
+          }
+        }
+      }
+    }
+  }
+}
+
+// Blocks of Q8_0 with every code there is and scales of both signs, zero too; and the bf16 numbers they are multiplied as.
+struct CodedWeights {
+  std::vector<std::byte> bytes;
+  std::vector<double> halves;
+};
+CodedWeights coded_weights(int64_t rows, int64_t cols) {
+  RandomStream random(7, 7);
+  CodedWeights out;
+  for (int64_t block = 0; block < rows * cols / 32; ++block) {
+    BlockQ8_0 q8;
+    const double size = 1e-3 * std::exp(random.normal());
+    q8.d = f32_to_f16(block % 7 == 3 ? 0.0f : static_cast<float>(block % 5 == 1 ? -size : size));
+    const float file_scale = f16_to_f32(q8.d), scale = bf16_to_f32(f32_to_bf16(file_scale));
+    const double unit = scale == 0.0f ? 0.0 : std::exp2(std::ilogb(scale));
+    for (int8_t& code : q8.codes) {
+      code = static_cast<int8_t>(random.below(256));
+      const double half = scale == 0.0f ? 0.0 : std::floor(code * std::fabs(scale) / unit + 0.5) * std::copysign(unit, scale);
+      CHECK(std::fabs(half - static_cast<double>(code) * file_scale) <= 0.5 * unit + 0x1p-8 * std::fabs(code * file_scale));
+      out.halves.push_back(half);
+    }
+    const auto* bytes = reinterpret_cast<const std::byte*>(&q8);
+    out.bytes.insert(out.bytes.end(), bytes, bytes + sizeof(q8));
+  }
+  return out;
+}
+
+// One row's vector kernel and many rows' tiles find the same bits, and those are the product with the numbers that
+// pack_coded_panel promises, to the rounding of fp32 sums.
+TEST_F(AmxTest, EightBitCodesAreMultipliedAsTheNearestHalvesOfTheirScale) {
+  auto amx = backend_of(Isa::kAmx);
+  for (const int64_t cols : {32, 96, 1056, 2112}) {
+    for (const int64_t rows : {3, 32, 150}) {
+      const CodedWeights weights = coded_weights(rows, cols);
+      const MatrixSource source{DType::kQ8_0, rows, cols, weights.bytes};
+      const auto bias = normals(rows, 3);
+      for (const int64_t n : {1, 2, 16, 35}) {
+        const auto x = normals(n * cols, 19);
+        const auto all = product(*amx, source, x, bias.data());
+        for (const int64_t t : {int64_t{0}, n - 1}) {
+          const auto one = product(*amx, source, {x.begin() + t * cols, x.begin() + (t + 1) * cols}, bias.data());
+          ASSERT_EQ(std::memcmp(one.data(), all.data() + t * rows, one.size() * 4), 0) << cols << " x " << rows << " n " << n;
+        }
+        for (int64_t t = 0; t < n; ++t) {
+          for (int64_t r = 0; r < rows; ++r) {
+            double expected = bias[static_cast<size_t>(r)], magnitude = std::fabs(expected);
+            for (int64_t k = 0; k < cols; ++k) {
+              const double term = weights.halves[static_cast<size_t>(r * cols + k)] * bf16_to_f32(f32_to_bf16(x[static_cast<size_t>(t * cols + k)]));
+              expected += term;
+              magnitude += std::fabs(term);
+            }
+            const double limit = static_cast<double>(cols / 32 * 34 + 1) * 0x1p-24 * magnitude;
+            ASSERT_NEAR(all[static_cast<size_t>(t * rows + r)], expected, limit) << cols << " x " << rows << " n " << n << " at " << r << ", " << t;
           }
         }
       }

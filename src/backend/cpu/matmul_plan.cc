@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "backend/cpu/scratch.h"
+#include "tensor/float16.h"
 
 namespace quipu::cpu {
 namespace {
@@ -36,8 +37,10 @@ int64_t row_tasks(const MatmulOutput& output) {
   return (matrix_of(output).panels() + kPanelsPerRowTask - 1) / kPanelsPerRowTask;
 }
 
+bool is_paired(PanelKind kind) { return kind == PanelKind::kPairedHalves || kind == PanelKind::kCodedHalves; }
+
 int64_t panels_per_task(const CpuMatrix& w) {
-  return w.kind() == PanelKind::kPairedHalves && paired_blocks(w.cols()) > kPairedLongBlocks ? kPairedTaskPanels : 2;
+  return is_paired(w.kind()) && paired_blocks(w.cols()) > kPairedLongBlocks ? kPairedTaskPanels : 2;
 }
 
 int64_t panel_tasks(const MatmulOutput& output) {
@@ -121,10 +124,11 @@ void MatmulPlan::split_rows(MatrixView<const float> x) {
 }
 
 void MatmulPlan::run_rounded_once(std::span<const MatmulOutput> outputs, MatrixView<const float> x) {
-  bool any_integer = false, any_float = false, any_paired = false;
+  bool any_integer = false, any_float = false, any_paired = false, any_coded = false;
   for (const MatmulOutput& output : outputs) {
     const PanelKind kind = matrix_of(output).kind();
     (kind == PanelKind::kQuantised ? any_integer : kind == PanelKind::kFloat ? any_float : any_paired) = true;
+    any_coded |= kind == PanelKind::kCodedHalves;
   }
   if (any_integer) {
     collect_corrections(outputs);
@@ -132,11 +136,12 @@ void MatmulPlan::run_rounded_once(std::span<const MatmulOutput> outputs, MatrixV
   }
   if (any_paired) prepare_paired(x);
   if (x.rows == 1 || (x.rows <= kernels_.few_rows && !any_float && !any_paired)) {
+    if (any_coded) prepare_coded_row(x.cols);
     run_few_rows(outputs, x);
     return;
   }
   if (any_float) prepare_float(x);
-  run_rows(outputs, x.cols, any_paired);
+  run_rows(outputs, x.cols, any_paired, any_coded);
 }
 
 void MatmulPlan::cut(std::vector<Tile>& tiles, int64_t rows, const TileShape& shape) {
@@ -245,6 +250,14 @@ void MatmulPlan::prepare_paired(MatrixView<const float> x) {
   }
 }
 
+// The one row of halves_ as floats. The tile unit takes subnormal halves for zero.
+void MatmulPlan::prepare_coded_row(int64_t cols) {
+  grow(floats_, cols * 4);
+  const uint16_t* halves = halves_.as<uint16_t>();
+  float* out = floats_.as<float>();
+  for (int64_t k = 0; k < cols; ++k) out[k] = (halves[k] & 0x7f80) == 0 ? 0.0f : bf16_to_f32(halves[k]);
+}
+
 void MatmulPlan::prepare_float(MatrixView<const float> x) {
   cut(float_tiles_, x.rows, kernels_.float_tiles);
   grow(floats_, x.rows * x.cols * 4);
@@ -293,6 +306,9 @@ void MatmulPlan::run_few_rows(std::span<const MatmulOutput> outputs, MatrixView<
         case PanelKind::kPairedHalves:
           kernels_.paired_gemv(y, w.panel(first), panels, paired_blocks(w.cols()), halves_.as<uint16_t>());
           break;
+        case PanelKind::kCodedHalves:
+          kernels_.coded_gemv(y, w.panel(first), panels, paired_blocks(w.cols()), floats_.as<float>());
+          break;
       }
       for (int i = 0; i < count; ++i) {
         float* out = target + i * output.y.stride;
@@ -304,12 +320,14 @@ void MatmulPlan::run_few_rows(std::span<const MatmulOutput> outputs, MatrixView<
   });
 }
 
-void MatmulPlan::run_rows(std::span<const MatmulOutput> outputs, int64_t cols, bool any_paired) {
+void MatmulPlan::run_rows(std::span<const MatmulOutput> outputs, int64_t cols, bool any_paired, bool any_coded) {
   // Two panels: codes, at most cols/16 groups of 16 scales and minimums each, and the kernel's sums.
   int64_t scratch_bytes = 2 * (cols * 16 + 2 * cols * 4) + kernels_.tile_scratch_bytes;
   if (any_paired) {
     const int64_t products = static_cast<int64_t>(std::min(paired_tiles_.size(), kPairedTaskTiles)) * kPairedTaskPanels / 2;
-    scratch_bytes = std::max(scratch_bytes, products * kPairedSumFloats * 4);
+    paired_sum_bytes_ = products * kPairedSumFloats * 4;
+    const int64_t expanded = any_coded ? kPairedTaskPanels * kPairedStretchBlocks * kPairedBlockBytes : 0;
+    scratch_bytes = std::max(scratch_bytes, paired_sum_bytes_ + expanded);
   }
   wide_scratch_.resize(static_cast<size_t>(pool_.threads()));
   for (Buffer& scratch : wide_scratch_) grow(scratch, scratch_bytes);
@@ -324,7 +342,8 @@ void MatmulPlan::run_rows(std::span<const MatmulOutput> outputs, int64_t cols, b
     switch (w.kind()) {
       case PanelKind::kQuantised: run_wide_panels(output, first, panels, worker); break;
       case PanelKind::kFloat: run_float_panels(output, first, panels); break;
-      case PanelKind::kPairedHalves: run_paired_panels(output, first, panels, worker); break;
+      case PanelKind::kPairedHalves:
+      case PanelKind::kCodedHalves: run_paired_panels(output, first, panels, worker); break;
     }
     kernels_.end_products();
   });
@@ -382,23 +401,34 @@ void MatmulPlan::run_paired_panels(const MatmulOutput& output, int64_t first_pan
   const CpuMatrix& w = matrix_of(output);
   const int64_t blocks = paired_blocks(w.cols());
   const int64_t pairs = (panels + 1) / 2;
-  float* sums = wide_scratch_[static_cast<size_t>(worker)].as<float>();
+  const bool coded = w.kind() == PanelKind::kCodedHalves;
+  std::byte* scratch = wide_scratch_[static_cast<size_t>(worker)].data();
+  float* sums = reinterpret_cast<float*>(scratch);
+  std::byte* expanded = scratch + paired_sum_bytes_;   // [panels][kPairedStretchBlocks] of a stretch
   for (size_t begin = 0; begin < paired_tiles_.size(); begin += kPairedTaskTiles) {
     const auto tiles = std::span(paired_tiles_).subspan(begin, std::min(kPairedTaskTiles, paired_tiles_.size() - begin));
     for (int64_t block = 0; block < blocks; block += kPairedStretchBlocks) {
+      const int64_t here = std::min(kPairedStretchBlocks, blocks - block);
+      const int64_t panel_bytes = coded ? kPairedStretchBlocks * kPairedBlockBytes : w.panel_bytes();
+      if (coded) {
+        for (int64_t p = 0; p < panels; ++p) {
+          kernels_.expand_coded(expanded + p * panel_bytes, w.panel(first_panel + p) + block * kCodedBlockBytes, here);
+        }
+      }
       for (size_t i = 0; i < tiles.size(); ++i) {
         const Tile& tile = tiles[i];
         const uint16_t* x = halves_.as<uint16_t>() + (tile.first_row * blocks + block * tile.rows) * kBlockCols;
         for (int64_t pair = 0; pair < pairs; ++pair) {
           const int64_t panel = first_panel + 2 * pair;
           const int width = static_cast<int>(std::min<int64_t>(2, panels - 2 * pair));
+          const std::byte* weights = coded ? expanded + 2 * pair * panel_bytes : w.panel(panel) + block * kPairedBlockBytes;
           kernels_.paired_tile(output_tile(output, panel, width, tile.first_row),
                                {.rows = tile.rows,
                                 .panels = width,
-                                .blocks = std::min(kPairedStretchBlocks, blocks - block),
+                                .blocks = here,
                                 .x = x,
-                                .panel = w.panel(panel) + block * kPairedBlockBytes,
-                                .panel_bytes = w.panel_bytes(),
+                                .panel = weights,
+                                .panel_bytes = panel_bytes,
                                 .sums = sums + (static_cast<int64_t>(i) * pairs + pair) * kPairedSumFloats,
                                 .first = block == 0,
                                 .last = block + kPairedStretchBlocks >= blocks});

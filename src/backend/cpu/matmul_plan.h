@@ -42,9 +42,10 @@ class MatmulPlan {
   void prepare_integer_tile(const Tile& tile, MatrixView<const float> x, int worker);
   void prepare_float(MatrixView<const float> x);
   void prepare_paired(MatrixView<const float> x);
+  void prepare_coded_row(int64_t cols);
   QuantisedTile quantised_tile(const Tile& tile, int64_t cols, const Correction& correction) const;
   void run_few_rows(std::span<const MatmulOutput> outputs, MatrixView<const float> x);
-  void run_rows(std::span<const MatmulOutput> outputs, int64_t cols, bool any_paired);
+  void run_rows(std::span<const MatmulOutput> outputs, int64_t cols, bool any_paired, bool any_coded);
   void run_wide_panels(const MatmulOutput& output, int64_t first_panel, int panels, int worker);
   void run_float_panels(const MatmulOutput& output, int64_t first_panel, int panels);
   void run_paired_panels(const MatmulOutput& output, int64_t first_panel, int panels, int worker);
@@ -58,7 +59,8 @@ class MatmulPlan {
   std::array<Correction, 8> corrections_;   // distinct (group, zero point) pairs among all formats: fewer than 8
   size_t correction_count_ = 0;
   std::vector<Buffer> row_scratch_;         // per worker: one row's codes, scales, sums
-  std::vector<Buffer> wide_scratch_;        // per worker: two widened panels, or sums of paired products
+  std::vector<Buffer> wide_scratch_;        // per worker: two widened panels, or sums of paired products and expanded codes
+  int64_t paired_sum_bytes_ = 0;
 };
 
 }  // namespace quipu::cpu

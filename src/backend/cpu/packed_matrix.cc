@@ -28,6 +28,9 @@ Result<std::unique_ptr<PackedMatrix>> CpuMatrix::pack(const MatrixSource& source
     matrix->panel_bytes_ = paired_blocks(source.cols) * kPairedBlockBytes;
   } else if (is_float) {
     matrix->panel_bytes_ = row_bytes(source.dtype, source.cols) * kPanelRows;
+  } else if (source.dtype == DType::kQ8_0 && pairs_bf16 && source.rounding == Rounding::kBits8 && source.cols % kBlockCols == 0) {
+    matrix->kind_ = PanelKind::kCodedHalves;
+    matrix->panel_bytes_ = source.cols / kBlockCols * kCodedBlockBytes;
   } else {
     if (source.cols % kBlockCols != 0) return bad_input("a quantised matrix has rows of " + std::to_string(source.cols));
     matrix->kind_ = PanelKind::kQuantised;
@@ -49,6 +52,7 @@ void CpuMatrix::pack_panel(int64_t index, const MatrixSource& source) {
     case PanelKind::kQuantised: return pack_quantised_panel(panel, rows, stride, valid, source.cols, *format_);
     case PanelKind::kFloat: return pack_float_panel(panel, rows, stride, valid, source.cols, source.dtype);
     case PanelKind::kPairedHalves: return pack_paired_panel(panel, rows, stride, valid, source.cols);
+    case PanelKind::kCodedHalves: return pack_coded_panel(panel, rows, stride, valid, source.cols);
   }
 }
 

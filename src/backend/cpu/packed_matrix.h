@@ -14,6 +14,7 @@ enum class PanelKind : uint8_t {
   kQuantised,     // pack_quantised_panel
   kFloat,         // pack_float_panel
   kPairedHalves,  // pack_paired_panel: bf16 only
+  kCodedHalves,   // pack_coded_panel: Q8_0 only
 };
 
 // Memory of packed matrices, many in one large stretch: each in huge pages of its own would leave the last one half empty,
@@ -34,7 +35,8 @@ class WeightMemory {
 
 class CpuMatrix final : public PackedMatrix {
  public:
-  // Copies the matrix into panels in `memory` on the pool's threads; bf16 in pairs when `pairs_bf16`.
+  // Copies the matrix into panels in `memory` on the pool's threads; when `pairs_bf16`, bf16 in pairs and Q8_0 so that it
+  // becomes bf16.
   static Result<std::unique_ptr<PackedMatrix>> pack(const MatrixSource& source, ThreadPool& pool, WeightMemory& memory, bool pairs_bf16);
 
   int64_t bytes() const override { return panels_.bytes; }

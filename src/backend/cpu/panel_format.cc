@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "tensor/float16.h"
 #include "tensor/quant_layout.h"
 
 namespace quipu::cpu {
@@ -246,6 +247,17 @@ void pack_paired_panel(std::byte* panel, const std::byte* rows, int64_t row_stri
       for (int64_t k = begin; k < end; k += 2) {
         std::memcpy(panel + (k / 2 * kPanelRows + lane) * 4, row + k * 2, k + 1 < cols ? 4 : 2);
       }
+    }
+  }
+}
+
+void pack_coded_panel(std::byte* panel, const std::byte* rows, int64_t row_stride, int64_t valid_rows, int64_t cols) {
+  if (valid_rows < kPanelRows) std::memset(panel, 0, static_cast<size_t>(cols / kBlockCols * kCodedBlockBytes));
+  for (int64_t block = 0; block < cols / kBlockCols; ++block, panel += kCodedBlockBytes) {
+    for (int64_t lane = 0; lane < valid_rows; ++lane) {
+      const auto source = load_block<BlockQ8_0>(rows + lane * row_stride + block * static_cast<int64_t>(sizeof(BlockQ8_0)));
+      for (int64_t i = 0; i < kBlockCols / 4; ++i) std::memcpy(panel + 64 * i + 4 * lane, source.codes + 4 * i, 4);
+      put_half(panel + kBlockCols * kPanelRows, lane, f32_to_bf16(f16_to_f32(source.d)));
     }
   }
 }

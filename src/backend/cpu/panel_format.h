@@ -91,4 +91,11 @@ inline constexpr int64_t kPairedBlockBytes = kBlockCols * kPanelRows * 2;
 inline int64_t paired_blocks(int64_t cols) { return (cols + kBlockCols - 1) / kBlockCols; }
 void pack_paired_panel(std::byte* panel, const std::byte* rows, int64_t row_stride, int64_t valid_rows, int64_t cols);
 
+// Q8_0 weights that are multiplied as bf16 numbers: for every block of 32 components the square of panel_format(kQ8_0), but of
+// signed codes, then 16 scales rounded to bf16. With scale = 2^e m, 1 <= m < 2, a weight is the bf16 number 2^e round(m code),
+// |round(m code)| <= 256: at most 2^(e-1), half a code, away from what the file says, and 2^-8 of it for the scale's rounding.
+// bf16's own rounding of scale * code would be finer, and cost a generated token twice the instructions.
+inline constexpr int64_t kCodedBlockBytes = kBlockCols * kPanelRows + kPanelRows * 2;
+void pack_coded_panel(std::byte* panel, const std::byte* rows, int64_t row_stride, int64_t valid_rows, int64_t cols);
+
 }  // namespace quipu::cpu

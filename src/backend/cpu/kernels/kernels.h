@@ -147,6 +147,10 @@ struct KernelTable {
   void (*paired_gemv)(float* y, const std::byte* panel, int64_t panels, int64_t blocks, const uint16_t* x);
   void (*paired_tile)(const OutputTile& out, const PairedProduct& product);
   bool pairs_bf16() const { return paired_tile != nullptr; }
+  // Q8_0 weights that become bf16 (pack_coded_panel). expand_coded writes blocks of one panel as pairs. coded_gemv has the numbers
+  // paired_tile finds on those; x: the rounded row as floats, subnormal bf16 numbers being zero.
+  void (*expand_coded)(std::byte* pairs, const std::byte* panel, int64_t blocks);
+  void (*coded_gemv)(float* y, const std::byte* panel, int64_t panels, int64_t blocks, const float* x);
 
   // --- attention; null where a set has no better than ops/kernels/attention_kernels.h ---
   void (*pair_segment)(const PairedSegment& out, const KeySegment& in);

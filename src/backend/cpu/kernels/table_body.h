@@ -21,6 +21,8 @@ constexpr KernelTable make_table(const char* name) {
           .round_row = nullptr,
           .paired_gemv = nullptr,
           .paired_tile = nullptr,
+          .expand_coded = nullptr,
+          .coded_gemv = nullptr,
           .pair_segment = nullptr,
           .attend_segment = nullptr,
           .attend_few = nullptr,
