@@ -19,7 +19,7 @@ Result<std::unique_ptr<Model>> Model::load(ModelConfig config, const TensorFile&
   std::unique_ptr<Model> model(new Model(std::move(config), backend));
   const ModelConfig& c = model->config_;
   Weights weights(file, NameTable(style, c.post_norms), c.norm_weight_offset, backend, on_packed);
-  weights.set_read_ahead(options.read_ahead);
+  if (options.read_ahead) weights.read_ahead();
   const NameTable& names = weights.names();
   model->hash_ = model_hash(c, file);
 

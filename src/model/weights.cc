@@ -18,13 +18,6 @@ bool is_weight_dtype(DType dtype) {
   }
 }
 
-// Asks for the next tensor's pages while this one is being packed.
-void prefetch_next(const TensorFile& file, const NamedTensor& tensor) {
-  const std::span<const NamedTensor> all = file.tensors();
-  const size_t next = static_cast<size_t>(&tensor - all.data()) + 1;
-  if (next < all.size() && all[next].file != nullptr) all[next].file->prefetch(all[next].view.bytes);
-}
-
 // [heads, rank, width] is [heads * rank, width].
 bool flattens_to(const Shape& shape, const Shape& matrix) {
   if (shape.size() < 3 || matrix.size() != 2) return false;
@@ -32,6 +25,11 @@ bool flattens_to(const Shape& shape, const Shape& matrix) {
 }
 
 }  // namespace
+
+void Weights::taken(uint64_t bytes) {
+  if (read_ahead_ != nullptr) read_ahead_->took(bytes);
+  if (on_packed_) on_packed_(bytes);
+}
 
 bool Weights::has_part(const std::string& name, int64_t part) const {
   const NamedTensor* found = file_.find(name);
@@ -71,16 +69,12 @@ Result<std::unique_ptr<PackedMatrix>> Weights::matrix(const std::string& name, i
     const auto size = static_cast<size_t>(row_bytes(found->view.dtype, cols) * rows);
     bytes = bytes.subspan(static_cast<size_t>(part) * size, size);
   }
-  if (read_ahead_ && found->file != nullptr) {
-    found->file->prefetch(bytes);
-    if (part < 0) prefetch_next(file_, *found);
-  }
   auto packed = backend_.pack({found->view.dtype, rows, cols, bytes, rounding});
   if (!packed.ok()) {
     return Error{packed.error().error_class, file_.display_name() + ": tensor " + printable(name) + ": " + packed.error().message};
   }
   if (found->file != nullptr) found->file->drop(bytes);
-  if (on_packed_) on_packed_(bytes.size());
+  taken(bytes.size());
   return packed;
 }
 
@@ -93,7 +87,7 @@ Result<std::vector<float>> Weights::dense(const std::string& name, const Shape& 
   for (int64_t row = 0; row < rows; ++row) {
     dequantise_row(values.data() + row * cols, found->view.dtype, found->view.bytes.data() + row * bytes_per_row, cols);
   }
-  if (on_packed_) on_packed_(found->view.bytes.size());
+  taken(found->view.bytes.size());
   return values;
 }
 

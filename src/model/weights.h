@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "attention/attention.h"
+#include "formats/read_ahead.h"
 #include "formats/tensor_file.h"
 #include "model/names.h"
 #include "ops/backend.h"
@@ -28,7 +29,8 @@ class Weights {
       : file_(file), names_(names), norm_weight_offset_(norm_weight_offset), backend_(backend),
         on_packed_(std::move(on_packed)) {}
 
-  void set_read_ahead(bool on) { read_ahead_ = on; }
+  // Reads the file's tensors in advance from now on.
+  void read_ahead() { read_ahead_ = std::make_unique<ReadAhead>(file_); }
 
   bool has(const std::string& name) const { return file_.find(name) != nullptr; }
   bool has_part(const std::string& name, int64_t part) const;
@@ -47,12 +49,14 @@ class Weights {
 
  private:
   Result<const NamedTensor*> stacked(const std::string& name, const Shape& shape, int64_t part, std::string_view meaning) const;
+  void taken(uint64_t bytes);
+
   const TensorFile& file_;
   NameTable names_;
   double norm_weight_offset_;
   Backend& backend_;
   std::function<void(uint64_t)> on_packed_;
-  bool read_ahead_ = true;
+  std::unique_ptr<ReadAhead> read_ahead_;
   std::vector<std::string> warnings_;
 };
 
