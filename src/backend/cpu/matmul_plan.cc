@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "backend/cpu/scratch.h"
-#include "tensor/float16.h"
 
 namespace quipu::cpu {
 namespace {
@@ -126,22 +125,25 @@ void MatmulPlan::split_rows(MatrixView<const float> x) {
 void MatmulPlan::run_rounded_once(std::span<const MatmulOutput> outputs, MatrixView<const float> x) {
   bool any_integer = false, any_float = false, any_paired = false, any_coded = false;
   for (const MatmulOutput& output : outputs) {
-    const PanelKind kind = matrix_of(output).kind();
-    (kind == PanelKind::kQuantised ? any_integer : kind == PanelKind::kFloat ? any_float : any_paired) = true;
-    any_coded |= kind == PanelKind::kCodedHalves;
+    switch (matrix_of(output).kind()) {
+      case PanelKind::kQuantised: any_integer = true; break;
+      case PanelKind::kFloat: any_float = true; break;
+      case PanelKind::kPairedHalves: any_paired = true; break;
+      case PanelKind::kCodedHalves: any_coded = true; break;
+    }
   }
   if (any_integer) {
     collect_corrections(outputs);
     prepare_integer(x);
   }
-  if (any_paired) prepare_paired(x);
   if (x.rows == 1 || (x.rows <= kernels_.few_rows && !any_float && !any_paired)) {
-    if (any_coded) prepare_coded_row(x.cols);
-    run_few_rows(outputs, x);
-    return;
+    if (any_paired) prepare_paired(x);
+    if (any_coded) prepare_coded_rows(x);
+    return run_few_rows(outputs, x);
   }
+  if (any_paired || any_coded) prepare_paired(x);
   if (any_float) prepare_float(x);
-  run_rows(outputs, x.cols, any_paired, any_coded);
+  run_rows(outputs, x.cols, any_paired || any_coded, any_coded);
 }
 
 void MatmulPlan::cut(std::vector<Tile>& tiles, int64_t rows, const TileShape& shape) {
@@ -236,26 +238,25 @@ void MatmulPlan::prepare_paired(MatrixView<const float> x) {
   cut(paired_tiles_, x.rows, kernels_.paired_tiles);
   const int64_t padded = paired_blocks(x.cols) * kBlockCols;
   grow(halves_, x.rows * padded * 2);
-  const auto prepare = [&](int64_t index) {
-    const Tile& tile = paired_tiles_[static_cast<size_t>(index)];
-    for (int64_t t = 0; t < tile.rows; ++t) {
-      uint16_t* out = halves_.as<uint16_t>() + tile.first_row * padded + t * kBlockCols;
-      kernels_.round_row(out, tile.rows * kBlockCols, x.row(tile.first_row + t), x.cols);
-    }
+  // All tiles but the last have the first one's rows.
+  const auto prepare = [&](int64_t row) {
+    const Tile& tile = paired_tiles_[static_cast<size_t>(row / paired_tiles_.front().rows)];
+    uint16_t* out = halves_.as<uint16_t>() + tile.first_row * padded + (row - tile.first_row) * kBlockCols;
+    kernels_.round_row(out, tile.rows * kBlockCols, x.row(row), x.cols);
   };
-  if (paired_tiles_.size() == 1) {
-    prepare(0);
-  } else {
-    pool_.parallel_for(static_cast<int64_t>(paired_tiles_.size()), prepare);
+  constexpr int64_t kRowsAtOnce = 16;
+  if (x.rows <= kRowsAtOnce) {
+    for (int64_t row = 0; row < x.rows; ++row) prepare(row);
+    return;
   }
+  pool_.parallel_for((x.rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t task) {
+    for (int64_t row = task * kRowsAtOnce; row < std::min(x.rows, (task + 1) * kRowsAtOnce); ++row) prepare(row);
+  });
 }
 
-// The one row of halves_ as floats. The tile unit takes subnormal halves for zero.
-void MatmulPlan::prepare_coded_row(int64_t cols) {
-  grow(floats_, cols * 4);
-  const uint16_t* halves = halves_.as<uint16_t>();
-  float* out = floats_.as<float>();
-  for (int64_t k = 0; k < cols; ++k) out[k] = (halves[k] & 0x7f80) == 0 ? 0.0f : bf16_to_f32(halves[k]);
+void MatmulPlan::prepare_coded_rows(MatrixView<const float> x) {
+  grow(floats_, x.rows * x.cols * 4);
+  for (int64_t row = 0; row < x.rows; ++row) kernels_.round_coded_row(floats_.as<float>() + row * x.cols, x.row(row), x.cols);
 }
 
 void MatmulPlan::prepare_float(MatrixView<const float> x) {
@@ -271,8 +272,8 @@ void MatmulPlan::prepare_float(MatrixView<const float> x) {
   });
 }
 
-// Float and paired matrices: one row only. The panels of a task come from memory for the first two rows and from the
-// second-level cache for others.
+// Float and paired matrices: one row only. The panels of a task come from memory for the first rows and from the second-level
+// cache for others.
 void MatmulPlan::run_few_rows(std::span<const MatmulOutput> outputs, MatrixView<const float> x) {
   int64_t tasks = 0;
   for (const MatmulOutput& output : outputs) tasks += row_tasks(output);
@@ -285,9 +286,10 @@ void MatmulPlan::run_few_rows(std::span<const MatmulOutput> outputs, MatrixView<
     const int64_t valid = std::min(panels * kPanelRows, w.rows() - first * kPanelRows);
     const bool inside = valid == panels * kPanelRows;
     // Whole panels are written even where the matrix ends inside one.
-    float whole[2 * kPanelsPerRowTask * kPanelRows];
-    for (int64_t row = 0; row < x.rows; row += 2) {
-      const int count = static_cast<int>(std::min<int64_t>(2, x.rows - row));
+    float whole[kCodedRows * kPanelsPerRowTask * kPanelRows];
+    const int most = w.kind() == PanelKind::kCodedHalves ? kCodedRows : 2;
+    for (int64_t row = 0; row < x.rows; row += most) {
+      const int count = static_cast<int>(std::min<int64_t>(most, x.rows - row));
       float* target = output.y.row(row) + first * kPanelRows;
       float* y = inside ? target : whole;
       const int64_t ld = inside ? output.y.stride : kPanelsPerRowTask * kPanelRows;
@@ -307,7 +309,7 @@ void MatmulPlan::run_few_rows(std::span<const MatmulOutput> outputs, MatrixView<
           kernels_.paired_gemv(y, w.panel(first), panels, paired_blocks(w.cols()), halves_.as<uint16_t>());
           break;
         case PanelKind::kCodedHalves:
-          kernels_.coded_gemv(y, w.panel(first), panels, paired_blocks(w.cols()), floats_.as<float>());
+          kernels_.coded_gemv(y, ld, w.panel(first), panels, paired_blocks(w.cols()), floats_.as<float>() + row * x.cols, count);
           break;
       }
       for (int i = 0; i < count; ++i) {
@@ -337,8 +339,9 @@ void MatmulPlan::run_rows(std::span<const MatmulOutput> outputs, int64_t cols, b
     const auto [index, chunk] = locate(outputs, task, panel_tasks);
     const MatmulOutput& output = outputs[index];
     const CpuMatrix& w = matrix_of(output);
-    const int64_t first = chunk * panels_per_task(w);
-    const int panels = static_cast<int>(std::min(panels_per_task(w), w.panels() - first));
+    const int64_t size = panels_per_task(w);
+    const int64_t first = chunk * size;
+    const int panels = static_cast<int>(std::min(size, w.panels() - first));
     switch (w.kind()) {
       case PanelKind::kQuantised: run_wide_panels(output, first, panels, worker); break;
       case PanelKind::kFloat: run_float_panels(output, first, panels); break;
@@ -400,38 +403,32 @@ void MatmulPlan::run_float_panels(const MatmulOutput& output, int64_t first_pane
 void MatmulPlan::run_paired_panels(const MatmulOutput& output, int64_t first_panel, int panels, int worker) {
   const CpuMatrix& w = matrix_of(output);
   const int64_t blocks = paired_blocks(w.cols());
-  const int64_t pairs = (panels + 1) / 2;
   const bool coded = w.kind() == PanelKind::kCodedHalves;
+  // The weights of a single tile are used once: no stretches, unless they have to be expanded.
+  const int64_t stretch = paired_tiles_.size() == 1 && !coded ? blocks : kPairedStretchBlocks;
   std::byte* scratch = wide_scratch_[static_cast<size_t>(worker)].data();
-  float* sums = reinterpret_cast<float*>(scratch);
   std::byte* expanded = scratch + paired_sum_bytes_;   // [panels][kPairedStretchBlocks] of a stretch
   for (size_t begin = 0; begin < paired_tiles_.size(); begin += kPairedTaskTiles) {
     const auto tiles = std::span(paired_tiles_).subspan(begin, std::min(kPairedTaskTiles, paired_tiles_.size() - begin));
-    for (int64_t block = 0; block < blocks; block += kPairedStretchBlocks) {
-      const int64_t here = std::min(kPairedStretchBlocks, blocks - block);
-      const int64_t panel_bytes = coded ? kPairedStretchBlocks * kPairedBlockBytes : w.panel_bytes();
+    for (int64_t block = 0; block < blocks; block += stretch) {
+      PairedProduct product{.blocks = std::min(stretch, blocks - block),
+                            .panel_bytes = coded ? stretch * kPairedBlockBytes : w.panel_bytes(),
+                            .first = block == 0,
+                            .last = block + stretch >= blocks};
       if (coded) {
         for (int64_t p = 0; p < panels; ++p) {
-          kernels_.expand_coded(expanded + p * panel_bytes, w.panel(first_panel + p) + block * kCodedBlockBytes, here);
+          kernels_.expand_coded(expanded + p * product.panel_bytes, w.panel(first_panel + p) + block * kCodedBlockBytes, product.blocks);
         }
       }
-      for (size_t i = 0; i < tiles.size(); ++i) {
-        const Tile& tile = tiles[i];
-        const uint16_t* x = halves_.as<uint16_t>() + (tile.first_row * blocks + block * tile.rows) * kBlockCols;
-        for (int64_t pair = 0; pair < pairs; ++pair) {
-          const int64_t panel = first_panel + 2 * pair;
-          const int width = static_cast<int>(std::min<int64_t>(2, panels - 2 * pair));
-          const std::byte* weights = coded ? expanded + 2 * pair * panel_bytes : w.panel(panel) + block * kPairedBlockBytes;
-          kernels_.paired_tile(output_tile(output, panel, width, tile.first_row),
-                               {.rows = tile.rows,
-                                .panels = width,
-                                .blocks = here,
-                                .x = x,
-                                .panel = weights,
-                                .panel_bytes = panel_bytes,
-                                .sums = sums + (static_cast<int64_t>(i) * pairs + pair) * kPairedSumFloats,
-                                .first = block == 0,
-                                .last = block + kPairedStretchBlocks >= blocks});
+      const std::byte* weights = coded ? expanded : w.panel(first_panel) + block * kPairedBlockBytes;
+      product.sums = reinterpret_cast<float*>(scratch);
+      for (const Tile& tile : tiles) {
+        product.rows = tile.rows;
+        product.x = halves_.as<uint16_t>() + (tile.first_row * blocks + block * tile.rows) * kBlockCols;
+        for (int panel = 0; panel < panels; panel += 2, product.sums += kPairedSumFloats) {
+          product.panels = std::min(2, panels - panel);
+          product.panel = weights + panel * product.panel_bytes;
+          kernels_.paired_tile(output_tile(output, first_panel + panel, product.panels, tile.first_row), product);
         }
       }
     }

@@ -42,7 +42,7 @@ class MatmulPlan {
   void prepare_integer_tile(const Tile& tile, MatrixView<const float> x, int worker);
   void prepare_float(MatrixView<const float> x);
   void prepare_paired(MatrixView<const float> x);
-  void prepare_coded_row(int64_t cols);
+  void prepare_coded_rows(MatrixView<const float> x);
   QuantisedTile quantised_tile(const Tile& tile, int64_t cols, const Correction& correction) const;
   void run_few_rows(std::span<const MatmulOutput> outputs, MatrixView<const float> x);
   void run_rows(std::span<const MatmulOutput> outputs, int64_t cols, bool any_paired, bool any_coded);

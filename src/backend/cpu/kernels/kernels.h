@@ -54,6 +54,7 @@ struct PairedProduct {
   bool first = true, last = true;      // stretch of the product: starts from zero; finishes into the output
 };
 inline constexpr int64_t kPairedSumFloats = 32 * 2 * 16;
+inline constexpr int kCodedRows = 4;
 
 // ---- attention over a segment of cached keys ----
 
@@ -148,9 +149,11 @@ struct KernelTable {
   void (*paired_tile)(const OutputTile& out, const PairedProduct& product);
   bool pairs_bf16() const { return paired_tile != nullptr; }
   // Q8_0 weights that become bf16 (pack_coded_panel). expand_coded writes blocks of one panel as pairs. coded_gemv has the numbers
-  // paired_tile finds on those; x: the rounded row as floats, subnormal bf16 numbers being zero.
+  // paired_tile finds on those, for at most kCodedRows rows, ld apart in y; x: [rows][blocks * 32] from round_coded_row: numbers
+  // that round_row finds, as floats; subnormal ones are zero, which the tile unit takes them for. cols is a multiple of 32.
+  void (*round_coded_row)(float* out, const float* x, int64_t cols);
   void (*expand_coded)(std::byte* pairs, const std::byte* panel, int64_t blocks);
-  void (*coded_gemv)(float* y, const std::byte* panel, int64_t panels, int64_t blocks, const float* x);
+  void (*coded_gemv)(float* y, int64_t ld, const std::byte* panel, int64_t panels, int64_t blocks, const float* x, int rows);
 
   // --- attention; null where a set has no better than ops/kernels/attention_kernels.h ---
   void (*pair_segment)(const PairedSegment& out, const KeySegment& in);

@@ -21,6 +21,7 @@ constexpr KernelTable make_table(const char* name) {
           .round_row = nullptr,
           .paired_gemv = nullptr,
           .paired_tile = nullptr,
+          .round_coded_row = nullptr,
           .expand_coded = nullptr,
           .coded_gemv = nullptr,
           .pair_segment = nullptr,
