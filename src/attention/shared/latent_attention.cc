@@ -6,6 +6,8 @@
 #include <limits>
 #include <utility>
 
+#include "attention/shared/latent_expand_tiles.h"
+#include "ops/kernels/attention_kernels.h"
 #include "tensor/float16.h"
 
 namespace quipu {
@@ -169,6 +171,7 @@ Result<void> LatentAttention::bind_up(WeightSource& weights, Backend& backend) {
   if (s_.form != LatentForm::kAbsorbed || s_.keeps_up) {
     ASSIGN_OR_RETURN(latent_up_, pack_exactly(backend, joint, s_.heads * up, rank));
   }
+  if (s_.form != LatentForm::kAbsorbed) RETURN_IF_ERROR(bind_tiles(joint, backend));
   if (s_.form == LatentForm::kExpanded) return {};
   std::vector<float> transposed(static_cast<size_t>(rank * nope));
   for (int64_t head = 0; head < s_.heads; ++head) {
@@ -182,6 +185,24 @@ Result<void> LatentAttention::bind_up(WeightSource& weights, Backend& backend) {
     ASSIGN_OR_RETURN(auto value_matrix, pack_exactly(backend, values, value, rank));
     value_up_.push_back(std::move(value_matrix));
   }
+  return {};
+}
+
+// What the expanded form multiplies by in tiles: latent_up_ where it lies as tiles want it, otherwise a copy in bf16 whose heads'
+// parts begin where a tile does.
+Result<void> LatentAttention::bind_tiles(std::span<const float> joint, Backend& backend) {
+  if (backend.activations() == Activations::kExact || !attention_kernels(backend.isa()).has_tiles()) return {};
+  const int64_t key_rows = paired_blocks(s_.nope_dim) * kBlockCols, value_rows = paired_blocks(s_.value_dim) * kBlockCols;
+  if (latent_up_->tile_pairs() != nullptr && key_rows == s_.nope_dim && value_rows == s_.value_dim) return {};
+  std::vector<uint16_t> halves(static_cast<size_t>(s_.heads * (key_rows + value_rows) * s_.rank));
+  for (int64_t head = 0; head < s_.heads; ++head) {
+    const float* from = joint.data() + head * s_.up_dim() * s_.rank;
+    uint16_t* to = halves.data() + head * (key_rows + value_rows) * s_.rank;
+    std::transform(from, from + s_.nope_dim * s_.rank, to, f32_to_bf16);
+    std::transform(from + s_.nope_dim * s_.rank, from + s_.up_dim() * s_.rank, to + key_rows * s_.rank, f32_to_bf16);
+  }
+  ASSIGN_OR_RETURN(tile_up_, backend.pack({DType::kBF16, s_.heads * (key_rows + value_rows), s_.rank,
+                                           std::as_bytes(std::span(halves))}));
   return {};
 }
 
@@ -341,7 +362,7 @@ void LatentAttention::attend_heads(Backend& backend, MatrixView<float> heads, Ma
       const ArenaMark inner(scratch);
       const ExpandedShape shape = kernel_shape(dtype, backend.isa());
       float* work = scratch.take<float>(expanded_scratch_floats(shape, to.rows, backend.threads()));
-      attend_expanded(backend, to, from, part, *latent_up_, shape, work);
+      attend_expanded(backend, to, from, part, expanded_up(backend), shape, work);
     } else {
       absorbed(backend, to, from, part, dtype, scratch);
     }
@@ -349,9 +370,14 @@ void LatentAttention::attend_heads(Backend& backend, MatrixView<float> heads, Ma
   }
 }
 
+ExpandedUp LatentAttention::expanded_up(const Backend& backend) const {
+  const PackedMatrix& tiles = tile_up_ != nullptr ? *tile_up_ : *latent_up_;
+  return {latent_up_.get(), backend.activations() == Activations::kExact ? nullptr : tiles.tile_pairs()};
+}
+
 int64_t LatentAttention::weight_bytes() const {
   int64_t bytes = latent_down_->bytes() + output_->bytes();
-  for (const auto* matrix : {&query_, &query_down_, &query_up_, &latent_up_}) bytes += *matrix ? (*matrix)->bytes() : 0;
+  for (const auto* matrix : {&query_, &query_down_, &query_up_, &latent_up_, &tile_up_}) bytes += *matrix ? (*matrix)->bytes() : 0;
   for (const auto& matrix : key_up_) bytes += matrix->bytes();
   for (const auto& matrix : value_up_) bytes += matrix->bytes();
   size_t floats = s_.rope.inverse_frequency.size();

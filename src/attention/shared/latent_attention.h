@@ -102,6 +102,8 @@ class LatentAttention {
  private:
   Result<void> bind(WeightSource& weights);
   Result<void> bind_up(WeightSource& weights, Backend& backend);
+  Result<void> bind_tiles(std::span<const float> joint, Backend& backend);
+  ExpandedUp expanded_up(const Backend& backend) const;
   void norm(Backend& backend, MatrixView<float> x, const std::vector<float>& weight, const std::vector<float>& bias) const;
   void rotate_queries(Backend& backend, MatrixView<float> query, std::span<const int64_t> positions, Arena& scratch) const;
   void absorbed(Backend& backend, MatrixView<float> heads, MatrixView<const float> query,
@@ -118,6 +120,7 @@ class LatentAttention {
   std::vector<std::unique_ptr<PackedMatrix>> key_up_;     // per head [rank, nope_dim]; not for kExpanded
   std::vector<std::unique_ptr<PackedMatrix>> value_up_;   // per head [value_dim, rank]; not for kExpanded
   std::unique_ptr<PackedMatrix> latent_up_;               // [heads * up_dim, rank]; not for kAbsorbed unless keeps_up
+  std::unique_ptr<PackedMatrix> tile_up_;                 // see bind_tiles()
   std::vector<float> query_bias_, query_down_bias_, latent_down_bias_, output_bias_;
   std::vector<float> query_down_norm_, query_down_norm_bias_, latent_norm_, latent_norm_bias_;
 };

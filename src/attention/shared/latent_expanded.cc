@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 
+#include "attention/shared/latent_expand_tiles.h"
 #include "base/check.h"
 #include "ops/kernels/attention_kernels.h"
 #include "ops/kv_cache.h"
@@ -14,6 +15,8 @@ namespace {
 constexpr int64_t kStretchPages = 2;       // expanded at once
 constexpr int64_t kStretchRows = kStretchPages * kPageRows;
 constexpr int64_t kBlockRows = 64;         // query rows of a head that meet a page together
+// Query rows of a task of tiles: the more, the fewer times keys and values are made.
+constexpr int64_t kTileTaskRows = 1024;
 
 int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 
@@ -39,23 +42,26 @@ class ExpandedAttention {
            2 * whole_lines(rows * s.latent.heads) + threads * worker_floats(s);
   }
 
-  void run(const PackedMatrix& up) {
+  void run(const ExpandedUp& up) {
     for (int64_t row = 0; row < out_.rows; ++row) {
       most_ = std::max(most_, contexts_[static_cast<size_t>(row)].rows);
       std::fill_n(out_.row(row), out_.cols, 0.0f);
     }
     std::fill_n(maximum_, out_.rows * s_.latent.heads, -std::numeric_limits<float>::infinity());
     std::fill_n(total_, out_.rows * s_.latent.heads, 0.0f);
-    for (int64_t first = 0; first < most_; first += kStretchRows) {
-      expand_pages(up, first);
+    const bool tiles = up.tiles != nullptr && kernels_.has_tiles() && s_.latent.dtype != DType::kF32;
+    if (tiles) attend_tiles(up.tiles);
+    for (int64_t first = 0; first < most_ && !tiles; first += kStretchRows) {
+      expand_pages(*up.matrix, first);
       attend_stretch(first);
     }
-    if (contexts_[0].own != nullptr) attend_own(up);
+    if (contexts_[0].own != nullptr) attend_own(*up.matrix);
     divide();
   }
 
  private:
-  static int64_t worker_floats(const ExpandedShape& s) {
+  static int64_t worker_floats(const ExpandedShape& s) { return std::max(page_floats(s), TileWorker(s, nullptr).floats); }
+  static int64_t page_floats(const ExpandedShape& s) {
     return whole_lines(kBlockRows * s.query_dim()) + kStretchRows * s.query_dim() + kBlockRows * kPageRows + 3 * kBlockRows;
   }
   struct Worker {
@@ -137,6 +143,104 @@ class ExpandedAttention {
     }
   }
 
+  struct TileWorker {
+    PairedSegment pairs;
+    uint16_t* queries;         // by blocks of kSegmentRows rows: [key_dim / 32][rows][32]
+    std::byte *expand, *attend;
+    float *sums, *maximum, *total;   // of a block over a segment
+    int32_t *first, *last;
+    int64_t floats = 0, value_stride = 0;
+    TileWorker(const ExpandedShape& s, float* memory) {
+      const auto take = [&](int64_t bytes) {
+        float* part = memory == nullptr ? nullptr : memory + floats;
+        floats += whole_lines((bytes + 3) / 4);
+        return part;
+      };
+      const int64_t dim = expanded_key_dim(s.nope_dim, s.latent.rope_dim);
+      value_stride = (s.value_dim + 15) / 16 * 16;
+      pairs.keys_memory = reinterpret_cast<std::byte*>(take(PairedSegment::key_bytes(dim)));
+      pairs.values = reinterpret_cast<std::byte*>(take(PairedSegment::value_bytes(s.value_dim)));
+      queries = reinterpret_cast<uint16_t*>(take(kTileTaskRows * dim * 2));
+      expand = reinterpret_cast<std::byte*>(take(expand_work_bytes(s.latent.width())));
+      attend = reinterpret_cast<std::byte*>(take(kSegmentScratchBytes));
+      sums = take(kSegmentRows * value_stride * 4);
+      maximum = take(kSegmentRows * 4);
+      total = take(kSegmentRows * 4);
+      first = reinterpret_cast<int32_t*>(take(kSegmentRows * 4));
+      last = reinterpret_cast<int32_t*>(take(kSegmentRows * 4));
+    }
+  };
+
+  // A task is some rows with one head: all rows, unless that leaves threads without work.
+  void attend_tiles(const std::byte* up) {
+    const int64_t heads = s_.latent.heads, blocks = (out_.rows + kSegmentRows - 1) / kSegmentRows;
+    const int64_t wanted = std::min(blocks, (2 * backend_.threads() + heads - 1) / heads);
+    const int64_t group = std::min((blocks + wanted - 1) / wanted, kTileTaskRows / kSegmentRows) * kSegmentRows;
+    const int64_t groups = (out_.rows + group - 1) / group;
+    const int64_t head_bytes = head_up_rows(s_.nope_dim, s_.value_dim) / 16 * paired_blocks(s_.latent.rank) * kPairedBlockBytes;
+    backend_.pool().parallel_for_worker(heads * groups, [&](int64_t task, int number) {
+      TileWorker worker(s_, workers_ + number * worker_floats(s_));
+      const int64_t head = task / groups, begin = task % groups * group, end = std::min(out_.rows, begin + group);
+      round_queries(worker, head, begin, end);
+      int64_t most = 0;
+      for (int64_t row = begin; row < end; ++row) most = std::max(most, rows_seen(row));
+      for (int64_t first = 0; first < most; first += kTileSegmentRows) {
+        TileSegment segment{.rows = std::min(kTileSegmentRows, most - first),
+                            .dtype = s_.latent.dtype,
+                            .width = s_.latent.width(),
+                            .rank = s_.latent.rank};
+        for (int64_t row = 0; row < segment.rows; row += kPageRows) {
+          segment.pages[row / kPageRows] = contexts_[0].pages[static_cast<size_t>((first + row) / kPageRows)];
+        }
+        expand_tiles(worker.pairs, segment, {up + head * head_bytes, s_.nope_dim, s_.value_dim}, worker.expand);
+        for (int64_t row = begin; row < end; row += kSegmentRows) {
+          attend_segment(worker, head, {row, std::min(kSegmentRows, end - row)}, row - begin, first);
+        }
+        kernels_.release_tiles();   // expanding configures them otherwise
+      }
+    });
+  }
+
+  void round_queries(const TileWorker& worker, int64_t head, int64_t begin, int64_t end) const {
+    const int64_t nope = s_.nope_dim, dim = worker_dim();
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t block = (row - begin) / kSegmentRows * kSegmentRows, rows = std::min(kSegmentRows, end - begin - block);
+      uint16_t* to = worker.queries + block * dim + (row - begin - block) * kBlockCols;
+      const float* from = query_.row(row) + head * s_.query_dim();
+      kernels_.round_row(to, rows * kBlockCols, from, nope);
+      kernels_.round_row(to + paired_blocks(nope) * rows * kBlockCols, rows * kBlockCols, from + nope, s_.latent.rope_dim);
+    }
+  }
+  int64_t worker_dim() const { return expanded_key_dim(s_.nope_dim, s_.latent.rope_dim); }
+
+  struct RowRun {
+    int64_t begin, rows;
+  };
+  // The block's rows, number `offset` on of the task's, and the segment whose first row is `first`.
+  void attend_segment(TileWorker& worker, int64_t head, const RowRun& block, int64_t offset, int64_t first) const {
+    PairedSegment seen = worker.pairs;
+    seen.keys = 0;
+    for (int64_t i = 0; i < block.rows; ++i) {
+      const int64_t last = std::clamp<int64_t>(rows_seen(block.begin + i) - first, 0, worker.pairs.keys);
+      worker.first[i] = 0;
+      worker.last[i] = static_cast<int32_t>(last);
+      seen.keys = std::max(seen.keys, last);
+    }
+    if (seen.keys == 0) return;
+    kernels_.attend_segment({worker.sums, worker.value_stride, worker.maximum, worker.total},
+                            {.rows = block.rows,
+                             .halves = worker.queries + offset * worker_dim(),
+                             .first = worker.first,
+                             .last = worker.last,
+                             .scale = s_.latent.scale},
+                            seen, worker.attend);
+    const int64_t state = head * out_.rows + block.begin;
+    for (int64_t i = 0; i < block.rows; ++i) {
+      kernels_.merge_partial(out_.row(block.begin + i) + head * s_.value_dim, maximum_ + state + i, total_ + state + i,
+                             worker.sums + i * worker.value_stride, worker.maximum + i, worker.total + i, 1, s_.value_dim);
+    }
+  }
+
   // Every row and its own key (MTLA: the open chunk as it stood at that token).
   void attend_own(const PackedMatrix& up) {
     const int64_t width = s_.latent.width(), dim = s_.query_dim();
@@ -194,11 +298,12 @@ int64_t expanded_scratch_floats(const ExpandedShape& shape, int64_t rows, int th
 }
 
 void attend_expanded(Backend& backend, MatrixView<float> out, MatrixView<const float> query,
-                     std::span<const LatentContext> contexts, const PackedMatrix& up, const ExpandedShape& shape,
+                     std::span<const LatentContext> contexts, const ExpandedUp& up, const ExpandedShape& shape,
                      float* scratch) {
   const int64_t heads = shape.latent.heads;
   CHECK(out.rows == query.rows && static_cast<int64_t>(contexts.size()) == out.rows && out.cols == heads * shape.value_dim &&
-        query.cols == heads * shape.query_dim() && up.rows() == heads * shape.up_dim() && up.cols() == shape.latent.rank);
+        query.cols == heads * shape.query_dim() && up.matrix->rows() == heads * shape.up_dim() &&
+        up.matrix->cols() == shape.latent.rank);
   if (out.rows == 0) return;
   ExpandedAttention(backend, out, query, contexts, shape, scratch).run(up);
 }
