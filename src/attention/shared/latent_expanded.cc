@@ -4,7 +4,6 @@
 #include <cstring>
 #include <limits>
 
-#include "attention/shared/latent_expand_tiles.h"
 #include "base/check.h"
 #include "ops/kernels/attention_kernels.h"
 #include "ops/kv_cache.h"
@@ -31,36 +30,39 @@ class ExpandedAttention {
       scratch += whole_lines(floats);
       return part;
     };
-    latents_ = take(kStretchRows * s_.latent.width());
-    expanded_ = {take(kStretchRows * s_.latent.heads * s_.up_dim()), kStretchRows, s_.latent.heads * s_.up_dim()};
+    const int64_t rows = rows_at_once(s_), columns = s_.latent.heads * s_.head_rows();
+    latents_ = take(rows * s_.latent.width());
+    expanded_ = {take(rows * columns), rows, columns};
     maximum_ = take(out.rows * s_.latent.heads);
     total_ = take(out.rows * s_.latent.heads);
     workers_ = scratch;
   }
   static int64_t scratch_floats(const ExpandedShape& s, int64_t rows, int threads) {
-    return whole_lines(kStretchRows * s.latent.width()) + whole_lines(kStretchRows * s.latent.heads * s.up_dim()) +
+    return whole_lines(rows_at_once(s) * s.latent.width()) + whole_lines(rows_at_once(s) * s.latent.heads * s.head_rows()) +
            2 * whole_lines(rows * s.latent.heads) + threads * worker_floats(s);
   }
 
-  void run(const ExpandedUp& up) {
+  void run(const PackedMatrix& up) {
     for (int64_t row = 0; row < out_.rows; ++row) {
       most_ = std::max(most_, contexts_[static_cast<size_t>(row)].rows);
       std::fill_n(out_.row(row), out_.cols, 0.0f);
     }
     std::fill_n(maximum_, out_.rows * s_.latent.heads, -std::numeric_limits<float>::infinity());
     std::fill_n(total_, out_.rows * s_.latent.heads, 0.0f);
-    const bool tiles = up.tiles != nullptr && kernels_.has_tiles() && s_.latent.dtype != DType::kF32;
-    if (tiles) attend_tiles(up.tiles);
-    for (int64_t first = 0; first < most_ && !tiles; first += kStretchRows) {
-      expand_pages(*up.matrix, first);
+    if (s_.tiles) attend_tiles(up.tile_pairs());
+    for (int64_t first = 0; first < most_ && !s_.tiles; first += kStretchRows) {
+      expand_pages(up, first);
       attend_stretch(first);
     }
-    if (contexts_[0].own != nullptr) attend_own(*up.matrix);
+    if (contexts_[0].own != nullptr) attend_own(up);
     divide();
   }
 
  private:
-  static int64_t worker_floats(const ExpandedShape& s) { return std::max(page_floats(s), TileWorker(s, nullptr).floats); }
+  static int64_t rows_at_once(const ExpandedShape& s) { return s.tiles ? kPageRows : kStretchRows; }
+  static int64_t worker_floats(const ExpandedShape& s) {
+    return s.tiles ? std::max(page_floats(s), TileWorker(s, nullptr).floats) : page_floats(s);
+  }
   static int64_t page_floats(const ExpandedShape& s) {
     return whole_lines(kBlockRows * s.query_dim()) + kStretchRows * s.query_dim() + kBlockRows * kPageRows + 3 * kBlockRows;
   }
@@ -114,7 +116,7 @@ class ExpandedAttention {
     for (int64_t row = 0; row < count; row += kPageRows) {
       float* keys = worker.keys + row * s_.query_dim();
       const int64_t rows = std::min(kPageRows, count - row);
-      kernels_.turn_rows(keys, {expanded_.row(row) + head * s_.up_dim(), expanded_.stride, s_.nope_dim, rows});
+      kernels_.turn_rows(keys, {expanded_.row(row) + head * s_.head_rows(), expanded_.stride, s_.nope_dim, rows});
       kernels_.turn_rows(keys + kPageRows * s_.nope_dim, {latents_ + row * s_.latent.width() + s_.latent.rank,
                                                           s_.latent.width(), s_.latent.rope_dim, rows});
     }
@@ -137,7 +139,7 @@ class ExpandedAttention {
       kernels_.page_scores(worker.scores, worker.q, rows, {keys, DType::kF32, dim});
       kernels_.softmax_page(worker.scores, maximum_ + state, total_ + state, worker.rescale, worker.first, worker.last, rows,
                             s_.latent.scale, 0.0f);
-      const float* values = expanded_.row(page * kPageRows) + head * s_.up_dim() + s_.nope_dim;
+      const float* values = expanded_.row(page * kPageRows) + head * s_.head_rows() + s_.key_rows();
       kernels_.row_values({out_.row(begin) + head * s_.value_dim, out_.stride, rows}, worker.scores, worker.rescale,
                           {values, expanded_.stride, s_.value_dim, count}, {});
     }
@@ -177,7 +179,7 @@ class ExpandedAttention {
     const int64_t wanted = std::min(blocks, (2 * backend_.threads() + heads - 1) / heads);
     const int64_t group = std::min((blocks + wanted - 1) / wanted, kTileTaskRows / kSegmentRows) * kSegmentRows;
     const int64_t groups = (out_.rows + group - 1) / group;
-    const int64_t head_bytes = head_up_rows(s_.nope_dim, s_.value_dim) / 16 * paired_blocks(s_.latent.rank) * kPairedBlockBytes;
+    const int64_t head_bytes = s_.head_rows() / 16 * paired_blocks(s_.latent.rank) * kPairedBlockBytes;
     backend_.pool().parallel_for_worker(heads * groups, [&](int64_t task, int number) {
       TileWorker worker(s_, workers_ + number * worker_floats(s_));
       const int64_t head = task / groups, begin = task % groups * group, end = std::min(out_.rows, begin + group);
@@ -254,7 +256,7 @@ class ExpandedAttention {
         const Worker worker = worker_of(number);
         const int32_t none = 0, one = 1;
         for (int64_t head = 0; head < s_.latent.heads; ++head) {
-          const float* of_head = expanded_.row(i) + head * s_.up_dim();
+          const float* of_head = expanded_.row(i) + head * s_.head_rows();
           const int64_t state = head * out_.rows + begin + i;
           std::copy_n(of_head, s_.nope_dim, worker.keys);
           std::copy_n(latents_ + i * width + s_.latent.rank, s_.latent.rope_dim, worker.keys + s_.nope_dim);
@@ -262,7 +264,7 @@ class ExpandedAttention {
           kernels_.softmax_page(worker.scores, maximum_ + state, total_ + state, worker.rescale, &none, &one, 1,
                                 s_.latent.scale, 0.0f);
           kernels_.row_values({out_.row(begin + i) + head * s_.value_dim, out_.stride, 1}, worker.scores, worker.rescale,
-                              {of_head + s_.nope_dim, s_.value_dim, s_.value_dim, 1}, {});
+                              {of_head + s_.key_rows(), s_.value_dim, s_.value_dim, 1}, {});
         }
       });
     }
@@ -285,8 +287,8 @@ class ExpandedAttention {
   std::span<const LatentContext> contexts_;
   const ExpandedShape& s_;
   int64_t most_ = 0;
-  float* latents_ = nullptr;                      // [kStretchRows][width]
-  MatrixView<float> expanded_;                    // [kStretchRows][heads * up_dim]
+  float* latents_ = nullptr;                      // [rows_at_once][width]
+  MatrixView<float> expanded_;                    // [rows_at_once][heads * head_rows]
   float *maximum_ = nullptr, *total_ = nullptr;   // [heads][rows]
   float* workers_ = nullptr;
 };
@@ -298,12 +300,11 @@ int64_t expanded_scratch_floats(const ExpandedShape& shape, int64_t rows, int th
 }
 
 void attend_expanded(Backend& backend, MatrixView<float> out, MatrixView<const float> query,
-                     std::span<const LatentContext> contexts, const ExpandedUp& up, const ExpandedShape& shape,
+                     std::span<const LatentContext> contexts, const PackedMatrix& up, const ExpandedShape& shape,
                      float* scratch) {
   const int64_t heads = shape.latent.heads;
   CHECK(out.rows == query.rows && static_cast<int64_t>(contexts.size()) == out.rows && out.cols == heads * shape.value_dim &&
-        query.cols == heads * shape.query_dim() && up.matrix->rows() == heads * shape.up_dim() &&
-        up.matrix->cols() == shape.latent.rank);
+        query.cols == heads * shape.query_dim() && up.rows() == heads * shape.head_rows() && up.cols() == shape.latent.rank);
   if (out.rows == 0) return;
   ExpandedAttention(backend, out, query, contexts, shape, scratch).run(up);
 }
