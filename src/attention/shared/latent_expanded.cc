@@ -150,6 +150,8 @@ class ExpandedAttention {
     uint16_t* queries;         // by blocks of kSegmentRows rows: [key_dim / 32][rows][32]
     std::byte *expand, *attend;
     float *sums, *maximum, *total;   // of a block over a segment
+    // Of the task's rows, running: side by side. In `out` they are a power of two apart, and so in the same few sets of a cache.
+    float* whole;
     int32_t *first, *last;
     int64_t floats = 0, value_stride = 0;
     TileWorker(const ExpandedShape& s, float* memory) {
@@ -168,6 +170,7 @@ class ExpandedAttention {
       sums = take(kSegmentRows * value_stride * 4);
       maximum = take(kSegmentRows * 4);
       total = take(kSegmentRows * 4);
+      whole = take(kTileTaskRows * value_stride * 4);
       first = reinterpret_cast<int32_t*>(take(kSegmentRows * 4));
       last = reinterpret_cast<int32_t*>(take(kSegmentRows * 4));
     }
@@ -184,6 +187,7 @@ class ExpandedAttention {
       TileWorker worker(s_, workers_ + number * worker_floats(s_));
       const int64_t head = task / groups, begin = task % groups * group, end = std::min(out_.rows, begin + group);
       round_queries(worker, head, begin, end);
+      std::fill_n(worker.whole, (end - begin) * worker.value_stride, 0.0f);
       int64_t most = 0;
       for (int64_t row = begin; row < end; ++row) most = std::max(most, rows_seen(row));
       for (int64_t first = 0; first < most; first += kTileSegmentRows) {
@@ -199,6 +203,9 @@ class ExpandedAttention {
           attend_segment(worker, head, {row, std::min(kSegmentRows, end - row)}, row - begin, first);
         }
         kernels_.release_tiles();   // expanding configures them otherwise
+      }
+      for (int64_t row = begin; row < end; ++row) {
+        std::copy_n(worker.whole + (row - begin) * worker.value_stride, s_.value_dim, out_.row(row) + head * s_.value_dim);
       }
     });
   }
@@ -237,10 +244,8 @@ class ExpandedAttention {
                              .scale = s_.latent.scale},
                             seen, worker.attend);
     const int64_t state = head * out_.rows + block.begin;
-    for (int64_t i = 0; i < block.rows; ++i) {
-      kernels_.merge_partial(out_.row(block.begin + i) + head * s_.value_dim, maximum_ + state + i, total_ + state + i,
-                             worker.sums + i * worker.value_stride, worker.maximum + i, worker.total + i, 1, s_.value_dim);
-    }
+    kernels_.merge_partial(worker.whole + offset * worker.value_stride, maximum_ + state, total_ + state, worker.sums, worker.maximum,
+                           worker.total, block.rows, worker.value_stride);
   }
 
   // Every row and its own key (MTLA: the open chunk as it stood at that token).
