@@ -2,7 +2,8 @@
 // read roof of memory, the fp32 multiply-add roof of the instruction set and, with AMX, the roof of its bf16 tiles, which holds
 // for products of bf16 weights and for latent rows not kept in f32. Every step's answer is first checked against
 // the reference back end on a copy of the same state.
-//   room_bench [--isa NAME] [--threads N] [--context N] [--only TEXT] [--json FILE]
+//   room_bench [--isa NAME] [--threads N] [--context N] [--prompt N] [--only TEXT] [--json FILE]
+// --prompt: prompts of that many tokens, in whole chunks of 512, and no decoding.
 // A state is filled with random rows instead of by a prompt, and so many states take turns that none stays in a cache.
 #include <algorithm>
 #include <cmath>
@@ -317,7 +318,7 @@ Outcome bench_prompt(const Case& test, Backend& backend, Backend& reference) {
   take_times(outcome, seconds);
   const double tokens = static_cast<double>(test.prompt);
   judge(outcome, {static_cast<double>(layer.room().weight_bytes()), tokens * static_cast<double>(layer.room().flops_per_token()), true},
-        {0.0, test.pair_flops * tokens * tokens / 2}, roofs);
+        {0.0, test.pair_flops * tokens * tokens / 2, test.dtype != DType::kF32}, roofs);
   return outcome;
 }
 
@@ -396,7 +397,7 @@ std::string json_line(const Outcome& o) {
   return line;
 }
 
-int run(Isa isa, int threads, int64_t context, const std::string& only, const char* json) {
+int run(Isa isa, int threads, int64_t context, int64_t prompt, const std::string& only, const char* json) {
   auto made = make_cpu_backend({.threads = threads, .isa = isa});
   if (!made.ok()) {
     std::fprintf(stderr, "%s\n", made.error().message.c_str());
@@ -406,7 +407,7 @@ int run(Isa isa, int threads, int64_t context, const std::string& only, const ch
   const auto reference = make_reference_backend(backend.threads());
   std::printf("%s, %d threads\n", backend.name().c_str(), backend.threads());
   std::vector<Outcome> outcomes;
-  for (const Case& test : cases(context)) {
+  for (Case& test : cases(context)) {
     if (test.name.find(only) == std::string::npos) continue;
     const auto report = [&](const Outcome& o) {
       std::printf("%s %-26s %6lld x %-3lld %9.3f ms (%.3f-%.3f)  %6.2f GB/s %7.1f GFLOP/s (roofs %.1f, %.0f, %.0f)  "
@@ -417,7 +418,8 @@ int run(Isa isa, int threads, int64_t context, const std::string& only, const ch
       std::fflush(stdout);
       outcomes.push_back(o);
     };
-    report(bench_decode(test, backend, *reference));
+    if (prompt == 0) report(bench_decode(test, backend, *reference));
+    test.prompt = prompt == 0 ? test.prompt : prompt;
     if (test.pair_flops > 0) report(bench_prompt(test, backend, *reference));
   }
   bool good = true;
@@ -444,7 +446,7 @@ int main(int argc, char** argv) {
   }
   Isa isa = *chosen;
   int threads = 0;
-  int64_t context = 32768;
+  int64_t context = 32768, prompt = 0;
   std::string only;
   const char* json = nullptr;
   for (int i = 1; i + 1 < argc; i += 2) {
@@ -460,14 +462,16 @@ int main(int argc, char** argv) {
       threads = std::atoi(value.c_str());
     } else if (flag == "--context") {
       context = std::max<int64_t>(1, std::atoll(value.c_str()));
+    } else if (flag == "--prompt") {
+      prompt = (std::max<int64_t>(1, std::atoll(value.c_str())) + kChunk - 1) / kChunk * kChunk;
     } else if (flag == "--only") {
       only = value;
     } else if (flag == "--json") {
       json = argv[i + 1];
     } else {
-      std::fprintf(stderr, "usage: room_bench [--isa NAME] [--threads N] [--context N] [--only TEXT] [--json FILE]\n");
+      std::fprintf(stderr, "usage: room_bench [--isa NAME] [--threads N] [--context N] [--prompt N] [--only TEXT] [--json FILE]\n");
       return 2;
     }
   }
-  return run(isa, threads, context, only, json);
+  return run(isa, threads, context, prompt, only, json);
 }

@@ -38,6 +38,9 @@ struct SequenceSlice {
   LayerState* state = nullptr;   // prepared for `rows` more tokens
   int64_t row_begin = 0;         // rows [row_begin, row_begin + rows) of the batch belong to it
   int64_t rows = 0;
+  // The rows were given, not generated: a room may then compute them another way, for this reason but never for their number,
+  // so that how a prompt is cut changes no bit.
+  bool prompt = false;
 };
 
 struct RaggedBatch {
@@ -73,6 +76,7 @@ class Attention {
                        Arena& scratch) const = 0;
   // Bytes of weights held, and floating-point operations per token without the part that grows with the context.
   virtual int64_t weight_bytes() const = 0;
+  virtual int64_t weight_bytes_read() const { return weight_bytes(); }   // of them, what a generated token reads
   virtual int64_t flops_per_token() const = 0;
   // Operations one new token spends on a context of `tokens` tokens, and the bytes of state it reads.
   virtual int64_t context_flops(int64_t tokens) const = 0;

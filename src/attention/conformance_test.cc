@@ -109,6 +109,7 @@ class Layer {
     LayerState* state;
     const float* rows;
     int64_t count;
+    bool prompt = false;
   };
   // One ragged step; returns all output rows. reserve() beforehand keeps it free of allocation, but for the result.
   void step(float* out, const float* x, std::span<const SequenceSlice> slices, std::span<const int64_t> positions) {
@@ -126,7 +127,7 @@ class Layer {
     for (const Part& part : parts) {
       const Result<void> prepared = part.state->prepare_append(part.count);
       CHECK(prepared.ok()) << prepared.error().message;
-      slices.push_back({part.state, static_cast<int64_t>(positions.size()), part.count});
+      slices.push_back({part.state, static_cast<int64_t>(positions.size()), part.count, part.prompt});
       for (int64_t i = 0; i < part.count; ++i) positions.push_back(part.state->tokens() + i);
       x.insert(x.end(), part.rows, part.rows + part.count * hidden_);
     }
@@ -136,10 +137,10 @@ class Layer {
   }
 
   // Appends rows [begin, end) of x in chunks of `chunk`; returns their outputs.
-  Rows feed(LayerState& state, const Rows& x, int64_t begin, int64_t end, int64_t chunk) {
+  Rows feed(LayerState& state, const Rows& x, int64_t begin, int64_t end, int64_t chunk, bool prompt = false) {
     Rows out;
     for (int64_t row = begin; row < end; row += chunk) {
-      const Part part{&state, x.data() + row * hidden_, std::min(chunk, end - row)};
+      const Part part{&state, x.data() + row * hidden_, std::min(chunk, end - row), prompt};
       const Rows piece = step({&part, 1});
       out.insert(out.end(), piece.begin(), piece.end());
     }
@@ -202,6 +203,21 @@ TEST_P(Conformance, PrefillChunksAndSingleStepsGiveTheSameBits) {
   EXPECT_TRUE(same_bits(out, single)) << "random chunks";
 }
 
+// A room may treat the rows of a prompt in their own way, but not by how many come at once.
+TEST_P(Conformance, APromptAndWhatFollowsHaveTheSameBitsHoweverThePromptIsCut) {
+  constexpr int64_t kPrompt = kTokens - 6;
+  const auto run = [&](int64_t chunk) {
+    LayerState state = layer_.new_state_for_chunks(kTokens);
+    const Rows prompt = layer_.feed(state, x_, 0, kPrompt, chunk, true);
+    return joined(prompt, layer_.feed(state, x_, kPrompt, kTokens, 1));
+  };
+  const Rows whole = run(kPrompt);
+  EXPECT_TRUE(std::all_of(whole.begin(), whole.end(), [](float v) { return std::isfinite(v); }));
+  for (const int64_t chunk : {int64_t{1}, int64_t{33}, layer_.max_chunk()}) {
+    EXPECT_TRUE(same_bits(run(chunk), whole)) << "chunks of " << chunk;
+  }
+}
+
 TEST_P(Conformance, ATokenChangesItselfAndTheFutureOnly) {
   const Rows before = layer_.alone(x_);
   for (const int64_t token : {int64_t{0}, int64_t{63}, int64_t{64}, int64_t{130}, kTokens - 1}) {
@@ -226,7 +242,8 @@ TEST_P(Conformance, ASequenceDoesNotSeeItsBatchNeighbours) {
   std::vector<Rows> together(3);
   for (size_t i = 0; i < 3; ++i) {
     inputs.push_back(random_rows(lengths[i], hidden_, 10 + i));
-    alone.push_back(layer_.alone(inputs[i]));
+    LayerState state = layer_.new_state();
+    alone.push_back(layer_.feed(state, inputs[i], 0, lengths[i], 1, i != 1));   // a prompt, generated rows, a prompt
     states.push_back(layer_.new_state());
   }
   // Ragged steps: each takes what it has left, at most 1, 2 or max_chunk rows; some take none.
@@ -237,7 +254,7 @@ TEST_P(Conformance, ASequenceDoesNotSeeItsBatchNeighbours) {
     for (size_t i = 0; i < 3; ++i) {
       const int64_t done = states[i].tokens();
       const int64_t count = std::min(most[i], lengths[i] - done);
-      parts.push_back({&states[i], inputs[i].data() + done * hidden_, count});
+      parts.push_back({&states[i], inputs[i].data() + done * hidden_, count, i != 1});
       more = more || count > 0;
     }
     const Rows out = layer_.step(parts);

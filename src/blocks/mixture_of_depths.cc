@@ -169,7 +169,7 @@ void MixtureOfDepths::gather(Step& step, const RaggedBatch& batch) const {
       step.positions[step.count] = position;
       ++step.count;
     }
-    if (step.count > begin) step.slices[step.slice_count++] = {&state, begin, step.count - begin};
+    if (step.count > begin) step.slices[step.slice_count++] = {&state, begin, step.count - begin, slice.prompt};
   }
 }
 

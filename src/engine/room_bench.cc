@@ -223,7 +223,7 @@ Result<double> RoomRunner::feed(const Feed& feed) {
       const std::vector<int32_t> ids = random_tokens(rows);
       const double start = monotonic_seconds();
       RETURN_IF_ERROR(states_[i].prepare_append(rows));
-      const BatchSlice slice{&states_[i], rows};
+      const BatchSlice slice{&states_[i], rows, true};
       const int64_t last = rows - 1;
       done += rows;
       RETURN_IF_ERROR(append(ids, {&slice, 1}, {&last, done == feed.tokens ? size_t{1} : size_t{0}}));

@@ -73,10 +73,11 @@ Result<void> ModelSession::check_ids(std::span<const int32_t> ids) const {
   return {};
 }
 
-Result<void> ModelSession::append(std::span<const int32_t> ids, MatrixView<float> logits, std::span<const int64_t> wanted) {
+Result<void> ModelSession::append(std::span<const int32_t> ids, MatrixView<float> logits, std::span<const int64_t> wanted,
+                                  Origin origin) {
   const int64_t rows = static_cast<int64_t>(ids.size());
   RETURN_IF_ERROR(state_.prepare_append(rows));
-  const BatchSlice slice{&state_, rows};
+  const BatchSlice slice{&state_, rows, origin == Origin::kGiven};
   RETURN_IF_ERROR(runtime_->forward(logits, {ids, {&slice, 1}, wanted}));
   ids_.insert(ids_.end(), ids.begin(), ids.end());
   return {};
@@ -141,7 +142,7 @@ void ModelSession::count_decoded(double seconds, double sharing) {
 Result<void> ModelSession::decode(int32_t id) {
   const double start = monotonic_seconds();
   const int64_t row = 0;
-  RETURN_IF_ERROR(append({&id, 1}, own_logits(), {&row, 1}));
+  RETURN_IF_ERROR(append({&id, 1}, own_logits(), {&row, 1}, Origin::kGenerated));
   count_decoded(monotonic_seconds() - start, 1);
   return {};
 }
@@ -232,7 +233,8 @@ Result<void> ModelSession::rewind(int64_t wanted) {
   }
   if (wanted == tokens()) return {};
   if (wanted == 0) return reset();
-  // The last token that stays is computed again: its logits are not kept, its state is written with the same bits.
+  // The last token that stays is computed again: its logits are not kept, its state is written with the same
+  // bits (a generated token's as if it had been given: within rounding where a room tells the two apart).
   RETURN_IF_ERROR(state_.rewind(wanted - 1));
   const int32_t last = ids_[static_cast<size_t>(wanted - 1)];
   ids_.resize(static_cast<size_t>(wanted - 1));

@@ -49,8 +49,10 @@ class ModelSession final : public Session {
  private:
   ModelSession(std::shared_ptr<Runtime> runtime, SequenceState state);
   Result<void> check_ids(std::span<const int32_t> ids) const;
-  // Appends up to max_chunk tokens; logits [wanted, vocabulary] of the wanted rows.
-  Result<void> append(std::span<const int32_t> ids, MatrixView<float> logits, std::span<const int64_t> wanted);
+  // Appends up to max_chunk tokens, given or (one) generated; logits [wanted, vocabulary] of the wanted rows.
+  enum class Origin { kGiven, kGenerated };
+  Result<void> append(std::span<const int32_t> ids, MatrixView<float> logits, std::span<const int64_t> wanted,
+                      Origin origin = Origin::kGiven);
   MatrixView<float> own_logits() { return {logits_.data(), 1, runtime_->vocabulary()}; }
   // Appends one sampled token and counts it.
   Result<void> decode(int32_t id);

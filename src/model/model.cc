@@ -87,7 +87,7 @@ void Model::forward(MatrixView<float> logits, const ModelBatch& batch, Arena& sc
   int64_t row = 0;
   for (size_t i = 0; i < batch.slices.size(); ++i) {
     const BatchSlice& slice = batch.slices[i];
-    slices[i] = {nullptr, row, slice.rows};
+    slices[i] = {nullptr, row, slice.rows, slice.prompt};
     for (int64_t r = 0; r < slice.rows; ++r) positions[row++] = slice.state->tokens() + r;
   }
   CHECK(row == rows) << "slices cover " << row << " of " << rows << " rows";
@@ -165,7 +165,7 @@ double Model::flops_per_token(int64_t tokens) const {
 double Model::weight_bytes_read_per_token() const {
   double total = static_cast<double>(output_->bytes_read() + row_bytes(embedding_.view.dtype, config_.hidden));
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    total += share(i) * static_cast<double>(blocks_[i].attention().weight_bytes() + blocks_[i].feed_forward().bytes_read_per_token());
+    total += share(i) * static_cast<double>(blocks_[i].attention().weight_bytes_read() + blocks_[i].feed_forward().bytes_read_per_token());
     total += routers_[i] ? static_cast<double>(routers_[i]->weight_bytes()) : 0.0;
   }
   return total;

@@ -26,6 +26,7 @@ namespace quipu {
 struct BatchSlice {
   SequenceState* state = nullptr;
   int64_t rows = 0;
+  bool prompt = false;   // see SequenceSlice
 };
 
 struct ModelBatch {

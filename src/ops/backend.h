@@ -47,6 +47,9 @@ class PackedMatrix {
   virtual int64_t bytes() const = 0;   // memory held
   // Bytes a product with one row of activations reads: what bounds generation.
   virtual int64_t bytes_read() const { return bytes(); }
+  // [rows / 16][cols / 32] blocks of bf16 pairs (ops/kernels/segment_attention.h), both rounded up, zeros beyond the matrix; null
+  // where it is kept otherwise.
+  virtual const std::byte* tile_pairs() const { return nullptr; }
 
  protected:
   PackedMatrix(DType dtype, int64_t rows, int64_t cols) : dtype_(dtype), rows_(rows), cols_(cols) {}

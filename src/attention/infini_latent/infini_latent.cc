@@ -11,10 +11,9 @@ namespace quipu {
 Result<InfiniLatent::Settings> InfiniLatent::read_settings(const AttentionShape& shape, const HyperParameters& p) {
   Settings s;
   ASSIGN_OR_RETURN(s.latent, read_latent_settings(shape, p));
-  if (s.latent.form != LatentForm::kAbsorbed) {
-    ASSIGN_OR_RETURN(const std::string form, p.text("form"));
-    return refused_setting(p, "form", form, "absorbed: a segment is short");
-  }
+  ASSIGN_OR_RETURN(const std::string form, p.text_or("form", "absorbed"));
+  if (form != "absorbed") return refused_setting(p, "form", form, "absorbed: a segment is short");
+  s.latent.form = LatentForm::kAbsorbed;
   ASSIGN_OR_RETURN(const std::string memory, p.text("memory"));
   if (memory != "per_head" && memory != "latent") return refused_setting(p, "memory", memory, "per_head or latent");
   s.shared_memory = memory == "latent";

@@ -32,7 +32,7 @@ void Latent::forward(Backend& backend, MatrixView<float> out, MatrixView<const f
   for (const SequenceSlice& slice : batch.slices) {
     RegionState& region = slice.state->region(0);
     dtype = region.spec.dtype;
-    const bool expand = core_.expands(slice.rows);
+    const bool expand = core_.expands(backend, slice, dtype);
     for (int64_t row = slice.row_begin; row < slice.row_begin + slice.rows; ++row) {
       std::byte* page = region.pages[static_cast<size_t>(region.rows / kPageRows)];
       store_latent_row(page, dtype, projected.latent.cols, region.rows % kPageRows, projected.latent.row(row));

@@ -22,6 +22,7 @@ class Latent final : public Attention {
   void forward(Backend& backend, MatrixView<float> out, MatrixView<const float> x, const RaggedBatch& batch,
                Arena& scratch) const override;
   int64_t weight_bytes() const override { return core_.weight_bytes(); }
+  int64_t weight_bytes_read() const override { return core_.weight_bytes_read(); }
   int64_t flops_per_token() const override { return core_.flops_per_token(); }
   int64_t context_flops(int64_t tokens) const override { return core_.flops_per_row() * tokens; }
   int64_t context_bytes_read(int64_t tokens, const StateOptions& options) const override;

@@ -195,13 +195,15 @@ TEST(Latent, AutoChangesTheFormAtTheCrossover) {
 LatentSettings settings_of(const HyperParameters& p) { return *read_latent_settings({.hidden = 16}, p); }
 
 TEST(Latent, TheCrossoverIsTheOneOfTheFormula) {
-  const auto crossover = [](int64_t rank, int64_t nope, int64_t value) {
-    return settings_of(LatentEquations{16, 2, 0, rank, nope, 32, value}.parameters("auto")).crossover();
+  const auto crossover = [](int64_t rank, int64_t nope, int64_t value, bool tiles = false) {
+    return settings_of(LatentEquations{16, 2, 0, rank, nope, 32, value}.parameters("auto")).crossover(tiles);
   };
   EXPECT_EQ(crossover(512, 128, 128), 171);
   EXPECT_EQ(crossover(256, 64, 64), 86);   // 85.3: from 86 rows on
   EXPECT_EQ(crossover(128, 64, 64), 128);
   EXPECT_EQ(crossover(64, 64, 64), INT64_MAX);
+  EXPECT_EQ(crossover(512, 128, 128, true), 46);   // rope of 32: 131072 / (3 * 1056 - 288) = 45.5
+  EXPECT_EQ(crossover(16, 64, 64, true), 64);
 }
 
 TEST(Latent, TheScaleFollowsYarnsMagnitude) {
@@ -244,7 +246,7 @@ TEST(Latent, WrongSettingsAreNamed) {
   EXPECT_THAT(changed("query_rank", int64_t{-1}), HasSubstr("query_rank is -1"));
   EXPECT_THAT(changed("latent_norm", std::string("batch")), HasSubstr("latent_norm is \"batch\", expected none, rms or layer"));
   EXPECT_THAT(changed("norm_epsilon", -1.0), HasSubstr("norm_epsilon"));
-  EXPECT_THAT(changed("form", std::string("naive")), HasSubstr("form is \"naive\", expected absorbed, expanded or auto"));
+  EXPECT_THAT(changed("form", std::string("naive")), HasSubstr("form is \"naive\", expected prompt, absorbed, expanded or auto"));
   EXPECT_THAT(changed("scale", 0.0), HasSubstr("scale is 0"));
 }
 

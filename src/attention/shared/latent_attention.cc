@@ -6,6 +6,8 @@
 #include <limits>
 #include <utility>
 
+#include "attention/shared/latent_expand_tiles.h"
+#include "ops/kernels/attention_kernels.h"
 #include "tensor/float16.h"
 
 namespace quipu {
@@ -64,17 +66,21 @@ Result<LatentNorm> read_norm(const HyperParameters& p) {
 }
 
 Result<LatentForm> read_form(const HyperParameters& p) {
-  ASSIGN_OR_RETURN(const std::string form, p.text_or("form", "absorbed"));
+  ASSIGN_OR_RETURN(const std::string form, p.text_or("form", "prompt"));
+  if (form == "prompt") return LatentForm::kPrompt;
   if (form == "absorbed") return LatentForm::kAbsorbed;
   if (form == "expanded") return LatentForm::kExpanded;
   if (form == "auto") return LatentForm::kAuto;
-  return bad_input(p.origin() + ": attention setting form is \"" + form + "\", expected absorbed, expanded or auto");
+  return bad_input(p.origin() + ": attention setting form is \"" + form + "\", expected prompt, absorbed, expanded or auto");
 }
 
 }  // namespace
 
-int64_t LatentSettings::crossover() const {
-  const int64_t saved = 2 * rank - up_dim();   // per head, query and row, by expanding
+int64_t LatentSettings::crossover(bool tiles) const {
+  // Operations of absorbed ones, against one of the expanded form: tiles multiply both halves of queries and probabilities, at two
+  // thirds of the pace.
+  const int64_t cost = tiles ? 3 : 1;
+  const int64_t saved = cost * (2 * rank + rope_dim) - up_dim() - rope_dim;   // per head, query and row, by expanding
   return saved <= 0 ? std::numeric_limits<int64_t>::max() : (rank * up_dim() + saved - 1) / saved;
 }
 
@@ -166,9 +172,10 @@ Result<void> LatentAttention::bind_up(WeightSource& weights, Backend& backend) {
                                           term("heads", s_.heads) + " * (" + term("nope_dim", nope) + " + " +
                                               term("value_dim", value) + ")"));
   }
-  if (s_.form != LatentForm::kAbsorbed || s_.keeps_up) {
+  if (s_.form == LatentForm::kExpanded || s_.form == LatentForm::kAuto || s_.keeps_up) {
     ASSIGN_OR_RETURN(latent_up_, pack_exactly(backend, joint, s_.heads * up, rank));
   }
+  if (s_.form != LatentForm::kAbsorbed) RETURN_IF_ERROR(bind_expanding(joint, backend));
   if (s_.form == LatentForm::kExpanded) return {};
   std::vector<float> transposed(static_cast<size_t>(rank * nope));
   for (int64_t head = 0; head < s_.heads; ++head) {
@@ -182,6 +189,22 @@ Result<void> LatentAttention::bind_up(WeightSource& weights, Backend& backend) {
     ASSIGN_OR_RETURN(auto value_matrix, pack_exactly(backend, values, value, rank));
     value_up_.push_back(std::move(value_matrix));
   }
+  return {};
+}
+
+// What the expanded form multiplies by in tiles: the up-projection in bf16, every head's keys and values filled up to whole blocks.
+Result<void> LatentAttention::bind_expanding(std::span<const float> joint, Backend& backend) {
+  if (backend.activations() == Activations::kExact || !attention_kernels(backend.isa()).has_tiles()) return {};
+  const int64_t head_rows = head_up_rows(s_.nope_dim, s_.value_dim), key_rows = paired_blocks(s_.nope_dim) * kBlockCols;
+  std::vector<uint16_t> halves(static_cast<size_t>(s_.heads * head_rows * s_.rank));
+  for (int64_t head = 0; head < s_.heads; ++head) {
+    const float* from = joint.data() + head * s_.up_dim() * s_.rank;
+    uint16_t* to = halves.data() + head * head_rows * s_.rank;
+    std::transform(from, from + s_.nope_dim * s_.rank, to, f32_to_bf16);
+    std::transform(from + s_.nope_dim * s_.rank, from + s_.up_dim() * s_.rank, to + key_rows * s_.rank, f32_to_bf16);
+  }
+  ASSIGN_OR_RETURN(tile_up_, backend.pack({DType::kBF16, s_.heads * head_rows, s_.rank, std::as_bytes(std::span(halves))}));
+  CHECK(tile_up_->tile_pairs() != nullptr) << backend.name() << " has tiles, and bf16 weights otherwise";
   return {};
 }
 
@@ -199,9 +222,18 @@ DType LatentAttention::cache_dtype(DType wanted) const {
   return s_.width() % traits(wanted).block_elements == 0 ? wanted : DType::kF16;
 }
 
-bool LatentAttention::expands(int64_t rows_of_sequence) const {
-  if (s_.form == LatentForm::kAuto) return rows_of_sequence >= s_.crossover();
-  return s_.form == LatentForm::kExpanded;
+bool LatentAttention::expands_in_tiles(const Backend& backend, DType dtype) const {
+  return tile_up_ != nullptr && dtype != DType::kF32 && backend.activations() == Activations::kFast;
+}
+
+bool LatentAttention::expands(const Backend& backend, const SequenceSlice& slice, DType dtype) const {
+  switch (s_.form) {
+    case LatentForm::kPrompt: return slice.prompt && expands_in_tiles(backend, dtype);
+    case LatentForm::kAuto: return slice.rows >= s_.crossover(expands_in_tiles(backend, dtype));
+    case LatentForm::kExpanded: return true;
+    case LatentForm::kAbsorbed: return false;
+  }
+  return false;
 }
 
 int64_t LatentAttention::scratch_bytes(int64_t rows) const {
@@ -214,8 +246,11 @@ int64_t LatentAttention::scratch_bytes(int64_t rows) const {
     bytes += Arena::planned<float>(tile * s_.heads * s_.width()) + Arena::planned<float>(tile * s_.heads * s_.rank) +
              Arena::planned<float>(absorbed_scratch_floats(shape.latent, tile, threads_));
   }
-  if (s_.form != LatentForm::kAbsorbed) bytes += Arena::planned<float>(expanded_scratch_floats(shape, rows, threads_));
-  return bytes;
+  ExpandedShape tiles = shape;
+  tiles.tiles = true;
+  int64_t expanding = latent_up_ == nullptr ? 0 : expanded_scratch_floats(shape, rows, threads_);
+  if (tile_up_ != nullptr) expanding = std::max(expanding, expanded_scratch_floats(tiles, rows, threads_));
+  return bytes + Arena::planned<float>(expanding);
 }
 
 void LatentAttention::norm(Backend& backend, MatrixView<float> x, const std::vector<float>& weight,
@@ -339,9 +374,10 @@ void LatentAttention::attend_heads(Backend& backend, MatrixView<float> heads, Ma
     const MatrixView<const float> from = query.rows_from(begin, end - begin);
     if (first.expand) {
       const ArenaMark inner(scratch);
-      const ExpandedShape shape = kernel_shape(dtype, backend.isa());
+      ExpandedShape shape = kernel_shape(dtype, backend.isa());
+      shape.tiles = expands_in_tiles(backend, dtype);
       float* work = scratch.take<float>(expanded_scratch_floats(shape, to.rows, backend.threads()));
-      attend_expanded(backend, to, from, part, *latent_up_, shape, work);
+      attend_expanded(backend, to, from, part, shape.tiles ? *tile_up_ : *latent_up_, shape, work);
     } else {
       absorbed(backend, to, from, part, dtype, scratch);
     }
@@ -351,7 +387,7 @@ void LatentAttention::attend_heads(Backend& backend, MatrixView<float> heads, Ma
 
 int64_t LatentAttention::weight_bytes() const {
   int64_t bytes = latent_down_->bytes() + output_->bytes();
-  for (const auto* matrix : {&query_, &query_down_, &query_up_, &latent_up_}) bytes += *matrix ? (*matrix)->bytes() : 0;
+  for (const auto* matrix : {&query_, &query_down_, &query_up_, &latent_up_, &tile_up_}) bytes += *matrix ? (*matrix)->bytes() : 0;
   for (const auto& matrix : key_up_) bytes += matrix->bytes();
   for (const auto& matrix : value_up_) bytes += matrix->bytes();
   size_t floats = s_.rope.inverse_frequency.size();
@@ -360,6 +396,13 @@ int64_t LatentAttention::weight_bytes() const {
     floats += values->size();
   }
   return bytes + static_cast<int64_t>(floats * sizeof(float));
+}
+
+int64_t LatentAttention::weight_bytes_read() const {
+  if (s_.form == LatentForm::kExpanded) return weight_bytes();
+  int64_t bytes = weight_bytes() - (tile_up_ ? tile_up_->bytes() : 0);
+  if (!s_.keeps_up && latent_up_) bytes -= latent_up_->bytes();
+  return bytes;
 }
 
 int64_t LatentAttention::flops_per_token() const {

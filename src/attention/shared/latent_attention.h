@@ -9,7 +9,7 @@
 //   norm_epsilon              unless latent_norm is none
 //   scale                     multiplies q . k; absent: 1 / sqrt(nope_dim + rope_dim), times the square of
 //                             yarn_magnitude(rope_scaling_factor, rope_mscale_all_dim) when that is given and not 0
-//   form                      "absorbed" (absent), "expanded", or "auto": see LatentForm
+//   form                      "prompt" (absent), "absorbed", "expanded" or "auto": see LatentForm
 //   rope_...                  attention/shared/rope_frequencies.h (interleaved for DeepSeek and MTLA weights)
 // Weight roles:
 //   query [heads * (nope_dim + rope_dim), hidden], per head [nope | rope]; with query_rank instead of it:
@@ -39,6 +39,7 @@ enum class LatentNorm { kNone, kRms, kLayer };
 
 // Equal in exact arithmetic, different in rounding.
 enum class LatentForm {
+  kPrompt,     // rows of a prompt (SequenceSlice::prompt) expanded where that is done in bf16 tiles, others absorbed
   kAbsorbed,   // queries go into the latent space: what generation wants
   kExpanded,   // keys and values of the context are made again in every step: what prompts want
   kAuto,       // by the rows a sequence appends in the step (crossover()): fastest, but the last bits depend on how a
@@ -50,15 +51,15 @@ struct LatentSettings {
   LatentNorm norm = LatentNorm::kNone;
   float norm_epsilon = 0.0f;
   float scale = 1.0f;
-  LatentForm form = LatentForm::kAbsorbed;
+  LatentForm form = LatentForm::kPrompt;
   bool keeps_up = false;   // keeps what expand() multiplies by, whatever the form
   RopeSettings rope;
 
   int64_t query_dim() const { return nope_dim + rope_dim; }   // of one head
   int64_t width() const { return rank + rope_dim; }           // of one latent row
   int64_t up_dim() const { return nope_dim + value_dim; }     // of one head's expanded row
-  // Rows from which the expanded form takes fewer operations on a long context; INT64_MAX: never.
-  int64_t crossover() const;
+  // Rows from which the expanded form is faster on a long context, in fp32 or in bf16 tiles; INT64_MAX: never.
+  int64_t crossover(bool tiles) const;
 };
 
 Result<LatentSettings> read_latent_settings(const AttentionShape& shape, const HyperParameters& parameters);
@@ -70,7 +71,8 @@ class LatentAttention {
   const LatentSettings& settings() const { return s_; }
   // The dtype asked for, except that q8_0 needs width() in whole blocks of 32; otherwise f16.
   DType cache_dtype(DType wanted) const;
-  bool expands(int64_t rows_of_sequence) const;
+  // Whether these rows are computed in the expanded form, where rows are kept as `dtype`.
+  bool expands(const Backend& backend, const SequenceSlice& slice, DType dtype) const;
 
   struct Projected {
     MatrixView<float> query;   // [n, heads * query_dim], rotated
@@ -92,16 +94,19 @@ class LatentAttention {
   // [rank]; head i of `heads` gets what its value projection makes of sums [n, heads * rank].
   void absorb(Backend& backend, MatrixView<float> out, MatrixView<const float> query, int64_t stride) const;
   void raise_values(Backend& backend, MatrixView<float> heads, MatrixView<const float> sums) const;
-  // With settings().keeps_up or a form other than absorbed: out [n, heads * up_dim], per head [key | value], of latents [n, rank].
+  // With settings().keeps_up: out [n, heads * up_dim], per head [key | value], of latents [n, rank].
   void expand(Backend& backend, MatrixView<float> out, MatrixView<const float> latent) const;
 
   int64_t weight_bytes() const;
+  int64_t weight_bytes_read() const;   // of them, what a generated token reads
   int64_t flops_per_token() const;
   int64_t flops_per_row() const;   // of one token attending to one row
 
  private:
   Result<void> bind(WeightSource& weights);
   Result<void> bind_up(WeightSource& weights, Backend& backend);
+  Result<void> bind_expanding(std::span<const float> joint, Backend& backend);
+  bool expands_in_tiles(const Backend& backend, DType dtype) const;
   void norm(Backend& backend, MatrixView<float> x, const std::vector<float>& weight, const std::vector<float>& bias) const;
   void rotate_queries(Backend& backend, MatrixView<float> query, std::span<const int64_t> positions, Arena& scratch) const;
   void absorbed(Backend& backend, MatrixView<float> heads, MatrixView<const float> query,
@@ -117,7 +122,8 @@ class LatentAttention {
   std::unique_ptr<PackedMatrix> query_, query_down_, query_up_, latent_down_, output_;
   std::vector<std::unique_ptr<PackedMatrix>> key_up_;     // per head [rank, nope_dim]; not for kExpanded
   std::vector<std::unique_ptr<PackedMatrix>> value_up_;   // per head [value_dim, rank]; not for kExpanded
-  std::unique_ptr<PackedMatrix> latent_up_;               // [heads * up_dim, rank]; not for kAbsorbed unless keeps_up
+  std::unique_ptr<PackedMatrix> latent_up_;               // [heads * up_dim, rank]; for kExpanded, kAuto and keeps_up
+  std::unique_ptr<PackedMatrix> tile_up_;                 // [heads * head_up_rows(), rank] where there are tiles; not for kAbsorbed
   std::vector<float> query_bias_, query_down_bias_, latent_down_bias_, output_bias_;
   std::vector<float> query_down_norm_, query_down_norm_bias_, latent_norm_, latent_norm_bias_;
 };

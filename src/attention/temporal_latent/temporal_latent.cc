@@ -171,7 +171,7 @@ void TemporalLatent::forward(Backend& backend, MatrixView<float> out, MatrixView
       std::construct_at(contexts + row, LatentContext{.pages = closed.pages,
                                                       .rows = (before + i) / stride_,
                                                       .own = own.row(row),
-                                                      .expand = core_.expands(slice.rows)});
+                                                      .expand = core_.expands(backend, slice, dtype)});
     }
     closed.rows = rows_of(before + slice.rows);
     slice.state->advance(slice.rows);

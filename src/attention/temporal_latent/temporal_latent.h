@@ -39,6 +39,7 @@ class TemporalLatent final : public Attention {
   void forward(Backend& backend, MatrixView<float> out, MatrixView<const float> x, const RaggedBatch& batch,
                Arena& scratch) const override;
   int64_t weight_bytes() const override;
+  int64_t weight_bytes_read() const override { return weight_bytes() - core_.weight_bytes() + core_.weight_bytes_read(); }
   int64_t flops_per_token() const override;
   int64_t context_flops(int64_t tokens) const override { return core_.flops_per_row() * rows_of(tokens); }
   int64_t context_bytes_read(int64_t tokens, const StateOptions& options) const override;

@@ -29,7 +29,7 @@ void AttentionPlan::run(MatrixView<float> out, MatrixView<const float> q, std::s
   key_dim_ = cache.key_dim;
   value_dim_ = cache.value_dim;
   value_stride_ = (value_dim_ + 15) / 16 * 16;
-  tiles_ = kernels_.attend_segment != nullptr && dtype_ != DType::kF32;
+  tiles_ = attention_.has_tiles() && dtype_ != DType::kF32;
   block_rows_ = tiles_ ? kTileBlockRows : kBlockRows;
   for (const AttendSlice& slice : slices) {
     CHECK(slice.cache.dtype == dtype_ && slice.cache.kv_heads == kv_heads_ && slice.cache.key_dim == key_dim_ &&
@@ -127,7 +127,7 @@ void AttentionPlan::load_queries(Worker& worker, const Block& block, MatrixView<
       const int64_t first = r / kSegmentRows * kSegmentRows;
       const int64_t rows = std::min(kSegmentRows, block.rows - first);
       uint16_t* out = worker.q_halves + first * paired_blocks(key_dim_) * kBlockCols + (r - first) * kBlockCols;
-      kernels_.round_row(out, rows * kBlockCols, source, key_dim_);
+      attention_.round_row(out, rows * kBlockCols, source, key_dim_);
       continue;
     }
     std::copy_n(source, key_dim_, worker.q + r * key_dim_);
@@ -208,7 +208,7 @@ void AttentionPlan::run_segment_tiles(Worker& worker, const Block& block, int64_
     worker.first[r] = options_.window > 0 ? static_cast<int32_t>(std::clamp<int64_t>(past_own - options_.window, 0, keys.keys)) : 0;
   }
   if (block.rows <= kFewRows) {
-    kernels_.attend_few({.out = partial.out, .stride = value_stride_, .maximum = partial.maximum, .total = partial.total},
+    attention_.attend_few({.out = partial.out, .stride = value_stride_, .maximum = partial.maximum, .total = partial.total},
                         {.rows = block.rows,
                          .halves = worker.q_halves,
                          .first = worker.first,
@@ -216,13 +216,13 @@ void AttentionPlan::run_segment_tiles(Worker& worker, const Block& block, int64_
                          .scale = options_.scale,
                          .softcap = options_.logit_softcap},
                         keys, worker.tile_scratch);
-    return kernels_.end_products();
+    return attention_.release_tiles();
   }
   PairedSegment& pairs = worker.pairs;
   pairs.key_dim = key_dim_;
   pairs.value_dim = value_dim_;
   pairs.keys = keys.keys;
-  kernels_.pair_segment(pairs, keys);
+  attention_.pair_segment(pairs, keys);
   for (int64_t first = 0; first < block.rows; first += kSegmentRows) {
     const int64_t rows = std::min(kSegmentRows, block.rows - first);
     PairedSegment seen = pairs;
@@ -231,7 +231,7 @@ void AttentionPlan::run_segment_tiles(Worker& worker, const Block& block, int64_
       std::fill_n(partial.maximum + first, rows, -std::numeric_limits<float>::infinity());
       continue;
     }
-    kernels_.attend_segment({.out = partial.out + first * value_stride_,
+    attention_.attend_segment({.out = partial.out + first * value_stride_,
                              .stride = value_stride_,
                              .maximum = partial.maximum + first,
                              .total = partial.total + first},
@@ -243,7 +243,7 @@ void AttentionPlan::run_segment_tiles(Worker& worker, const Block& block, int64_
                              .softcap = options_.logit_softcap},
                             seen, worker.tile_scratch);
   }
-  kernels_.end_products();
+  attention_.release_tiles();
 }
 
 void AttentionPlan::run_segment(Worker& worker, const Block& block, int64_t segment, const Partial& partial,

@@ -83,7 +83,7 @@ class AttentionPlan {
   ThreadPool& pool_;
   AttendOptions options_;
   DType dtype_ = DType::kF16;
-  bool tiles_ = false;            // whole segments at a time, by kernels_.attend_segment
+  bool tiles_ = false;            // whole segments at a time, by attention_.attend_segment
   int64_t block_rows_ = kBlockRows;
   int64_t kv_heads_ = 0, group_ = 1, key_dim_ = 0, value_dim_ = 0, value_stride_ = 0;
   std::vector<Block> blocks_;

@@ -31,6 +31,11 @@ const KernelTable& kernels_of(Isa isa, Activations activations) {
   return cpu::portable_kernels();
 }
 
+// Nor does attention round what it reads then.
+const AttentionKernels& attention_of(Isa isa, Activations activations) {
+  return attention_kernels(isa == Isa::kAmx && activations == Activations::kExact ? Isa::kAvx512 : isa);
+}
+
 // Cosines and sines of a step's positions, shared by queries, keys and all layers with the same frequencies.
 class RotationTable {
  public:
@@ -76,7 +81,7 @@ class CpuBackend final : public Backend {
         isa_(options.isa),
         kernels_(kernels_of(options.isa, options.activations)),
         matmul_(kernels_, pool()),
-        attention_(kernels_, attention_kernels(options.isa), pool()) {
+        attention_(kernels_, attention_of(options.isa, options.activations), pool()) {
     for (int worker = 0; worker < threads(); ++worker) {
       own_matmuls_.push_back(std::make_unique<cpu::MatmulPlan>(kernels_, one_thread_));
     }

@@ -40,6 +40,7 @@ class CpuMatrix final : public PackedMatrix {
   static Result<std::unique_ptr<PackedMatrix>> pack(const MatrixSource& source, ThreadPool& pool, WeightMemory& memory, bool pairs_bf16);
 
   int64_t bytes() const override { return panels_.bytes; }
+  const std::byte* tile_pairs() const override { return kind_ == PanelKind::kPairedHalves ? panels_.data : nullptr; }
   PanelKind kind() const { return kind_; }
   int64_t panels() const { return (rows() + kPanelRows - 1) / kPanelRows; }
   int64_t panel_bytes() const { return panel_bytes_; }

@@ -14,13 +14,13 @@
 
 #include <cstdint>
 
+#include "ops/kernels/segment_attention.h"
 #include "tensor/dtype.h"
 #include "tensor/quant_layout.h"
 
 namespace quipu::cpu {
 
 inline constexpr int64_t kPanelRows = 16;
-inline constexpr int64_t kBlockCols = 32;
 
 enum class ScaleKind : uint8_t {
   kHalf,          // f16 scale [16]
@@ -85,10 +85,8 @@ void pack_quantised_panel(std::byte* panel, const std::byte* rows, int64_t row_s
 void pack_float_panel(std::byte* panel, const std::byte* rows, int64_t row_stride, int64_t valid_rows, int64_t cols,
                       DType dtype);
 
-// bf16 weights for instructions that multiply pairs: [cols/2][16 rows][2], cols filled up with zeros to whole blocks of 32,
-// which are 1 KiB: one tile register.
-inline constexpr int64_t kPairedBlockBytes = kBlockCols * kPanelRows * 2;
-inline int64_t paired_blocks(int64_t cols) { return (cols + kBlockCols - 1) / kBlockCols; }
+// bf16 weights for instructions that multiply pairs: blocks of ops/kernels/segment_attention.h, cols filled up with zeros.
+static_assert(kPairedBlockBytes == kBlockCols * kPanelRows * 2);
 void pack_paired_panel(std::byte* panel, const std::byte* rows, int64_t row_stride, int64_t valid_rows, int64_t cols);
 
 // Q8_0 weights that are multiplied as bf16 numbers: for every block of 32 components the square of panel_format(kQ8_0), but of

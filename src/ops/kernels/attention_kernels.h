@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "base/cpu_features.h"
+#include "ops/kernels/segment_attention.h"
 #include "tensor/dtype.h"
 
 namespace quipu {
@@ -73,6 +74,18 @@ struct AttentionKernels {
   void (*row_values)(const RowSums& out, const float* p, const float* rescale, const RowBlock& values, const Ahead& ahead);
   // out [dim][64]: rows (at most 64) turned into what page_scores takes for a page of f32 keys.
   void (*turn_rows)(float* out, const RowBlock& rows);
+
+  // --- whole segments in bf16 tiles (segment_attention.h); null where a set has none ---
+  // Rounds a row of queries to bf16: components 32 b to 32 b + 31 go to out + b * ld, zeros beyond cols.
+  void (*round_row)(uint16_t* out, int64_t ld, const float* x, int64_t cols) = nullptr;
+  void (*pair_segment)(const PairedSegment& out, const KeySegment& in) = nullptr;
+  // scratch: kSegmentScratchBytes, aligned to 64.
+  void (*attend_segment)(const SegmentSums& out, const SegmentQueries& q, const PairedSegment& keys, std::byte* scratch) = nullptr;
+  // The same numbers from the cache's own pages, for at most kFewRows rows. scratch: few_rows_scratch_bytes of the larger dim.
+  void (*attend_few)(const SegmentSums& out, const SegmentQueries& q, const KeySegment& keys, std::byte* scratch) = nullptr;
+  // Gives the tile registers back, which burden a switch of threads: after a thread's last segment for now.
+  void (*release_tiles)() = nullptr;
+  bool has_tiles() const { return attend_segment != nullptr; }
 };
 
 const AttentionKernels& attention_kernels(Isa isa);

@@ -29,6 +29,7 @@ namespace quipu {
 
 const AttentionKernels& attention_kernels(Isa isa) {
 #if defined(__x86_64__)
+  if (isa == Isa::kAmx) return attention_amx();
   if (isa >= Isa::kAvx512) return attention_avx512();
   if (isa == Isa::kAvx2) return attention_avx2();
 #endif

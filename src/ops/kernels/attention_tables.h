@@ -8,6 +8,7 @@ namespace quipu {
 #if defined(__x86_64__)
 const AttentionKernels& attention_avx2();
 const AttentionKernels& attention_avx512();
+const AttentionKernels& attention_amx();
 #endif
 
 }  // namespace quipu

@@ -46,7 +46,9 @@ namespace {
 
 #include "backend/cpu/kernels/panel_body.h"
 
-#include "backend/cpu/kernels/amx_tiles_body.h"
+#include "ops/kernels/amx_tiles_body.h"
+
+#include "ops/kernels/amx_halves_body.h"
 
 // One row: sums of panel p in tile p, activations in 4, weights in 5 to 7 by turns.
 void configure_one_row() {
@@ -295,15 +297,6 @@ void quantised_tile(const OutputTile& out, const WidePanels& w, const QuantisedT
 
 // ---- bf16 weights -------------------------------------------------------------------------------------------------
 
-void round_row(uint16_t* out, int64_t ld, const float* x, int64_t cols) {
-  for (int64_t k = 0; k < (cols + 31) / 32 * 32; k += 16) {
-    const int64_t left = cols - k;
-    const F32 values = left >= 16 ? f_load(x + k) : left > 0 ? f_load_part(x + k, static_cast<int>(left)) : f_zero();
-    const __m256i halves = (__m256i)_mm512_cvtneps_pbh(values);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + k / 32 * ld + k % 32), halves);
-  }
-}
-
 template <int H, int P>
 QUIPU_KERNEL void paired_square(const OutputTile& out, const PairedProduct& product) {
   const std::byte* x = reinterpret_cast<const std::byte*>(product.x);
@@ -474,8 +467,6 @@ void coded_gemv(float* y, int64_t ld, const std::byte* panel, int64_t panels, in
   }
 }
 
-#include "backend/cpu/kernels/amx_attention_body.h"
-
 }  // namespace
 }  // namespace quipu::cpu
 
@@ -504,9 +495,6 @@ const KernelTable& amx_kernels() {
     t.round_coded_row = round_coded_row;
     t.expand_coded = expand_coded;
     t.coded_gemv = coded_gemv;
-    t.pair_segment = pair_segment;
-    t.attend_segment = attend_segment;
-    t.attend_few = attend_few;
     return t;
   }();
   return table;

@@ -56,56 +56,6 @@ struct PairedProduct {
 inline constexpr int64_t kPairedSumFloats = 32 * 2 * 16;
 inline constexpr int kCodedRows = 4;
 
-// ---- attention over a segment of cached keys ----
-
-inline constexpr int64_t kSegmentBlocks = 8;                        // most blocks of 32 keys in a segment
-inline constexpr int64_t kSegmentRows = 32;                         // most query rows of one attend_segment
-inline constexpr int64_t kFewRows = 16;                             // most of one attend_few
-inline constexpr int64_t kScoreStride = kSegmentBlocks * 32 + 16;   // rows of scores: no power of two, which would share cache sets
-inline constexpr int64_t kSegmentScratchBytes = kSegmentRows * (kScoreStride * 4 + kSegmentBlocks * 64);
-
-// Pairs of one page of keys or values.
-inline int64_t few_rows_scratch_bytes(int64_t dim) { return kSegmentScratchBytes + (dim + 31) / 32 * 4 * kPairedBlockBytes; }
-
-// Pages of one key head (ops/kv_cache.h), f16, bf16 or q8_0.
-struct KeySegment {
-  DType dtype = DType::kF16;
-  int64_t key_dim = 0, value_dim = 0;
-  const std::byte* const* key_pages = nullptr;    // the head's part of each
-  const std::byte* const* value_pages = nullptr;
-  int64_t keys = 0;                    // later rows may hold anything, NaN included, and do not count
-  const std::byte* ahead = nullptr;    // what will be read after this, or anything: a hint
-};
-
-// The same in bf16 pairs, as tiles of 1 KiB that are the second factor of a product. The rows between `keys` and the next
-// multiple of 32 are zero in the values.
-struct PairedSegment {
-  std::byte* keys_memory = nullptr;    // [key / 16][key_dim / 32] tiles [16 pairs of components][16 keys][2]
-  std::byte* values = nullptr;         // [value_dim / 16][kSegmentBlocks] tiles [16 pairs of keys][16 components][2]
-  int64_t key_dim = 0, value_dim = 0;
-  int64_t keys = 0;
-  std::byte* keys_at(int64_t sixteen) const { return keys_memory + sixteen * paired_blocks(key_dim) * kPairedBlockBytes; }
-  static int64_t key_bytes(int64_t dim) { return 2 * kSegmentBlocks * paired_blocks(dim) * kPairedBlockBytes; }
-  static int64_t value_bytes(int64_t dim) { return (dim + 15) / 16 * kSegmentBlocks * kPairedBlockBytes; }
-};
-
-struct SegmentQueries {
-  int64_t rows = 0;                    // 1 .. kSegmentRows
-  const uint16_t* halves = nullptr;    // [key_dim / 32][rows][32] bf16, zeros beyond key_dim
-  const int32_t* first = nullptr;      // [rows] visible keys of the segment: first <= key < last
-  const int32_t* last = nullptr;
-  float scale = 1.0f, softcap = 0.0f;
-};
-
-// Softmax over the segment alone: out[r] = sum of exp(score - maximum[r]) value, total[r] the sum of the factors; maximum
-// is minus infinity where nothing is visible.
-struct SegmentSums {
-  float* out = nullptr;                // [rows], stride floats apart, value_dim rounded up to 16 of them written
-  int64_t stride = 0;
-  float* maximum = nullptr;
-  float* total = nullptr;
-};
-
 // y[row][panel*16 + lane] for `panels` panels; ld: floats between rows of y.
 struct OutputTile {
   float* y = nullptr;
@@ -154,13 +104,6 @@ struct KernelTable {
   void (*round_coded_row)(float* out, const float* x, int64_t cols);
   void (*expand_coded)(std::byte* pairs, const std::byte* panel, int64_t blocks);
   void (*coded_gemv)(float* y, int64_t ld, const std::byte* panel, int64_t panels, int64_t blocks, const float* x, int rows);
-
-  // --- attention; null where a set has no better than ops/kernels/attention_kernels.h ---
-  void (*pair_segment)(const PairedSegment& out, const KeySegment& in);
-  // scratch: kSegmentScratchBytes, aligned to 64.
-  void (*attend_segment)(const SegmentSums& out, const SegmentQueries& q, const PairedSegment& keys, std::byte* scratch);
-  // The same numbers from the cache's own pages, for at most kFewRows rows. scratch: few_rows_scratch_bytes of the larger dim.
-  void (*attend_few)(const SegmentSums& out, const SegmentQueries& q, const KeySegment& keys, std::byte* scratch);
 
   // --- rows ---------------------------------------------------------------------------------------------------------
   void (*rms_norm_row)(float* out, const float* x, const float* weight, int64_t n, float epsilon);

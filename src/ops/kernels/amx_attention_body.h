@@ -1,4 +1,4 @@
-// Attention of a segment of cached keys in bf16 tiles. Included after amx_tiles_body.h.
+// Attention of a segment of cached keys in bf16 tiles. Included after amx_tiles_body.h and amx_halves_body.h.
 //
 // Scores of 32 query rows and 256 keys, one softmax over them, then probabilities times values: both products in tiles,
 // keys and values turned into pairs of bf16 once for all query rows of a task. What is rounded to bf16: queries,
@@ -7,13 +7,6 @@
 //
 // A row's result does not depend on the rows and keys beside it: a tile product adds the keys of a row in their order, and
 // a hidden key adds an exact zero.
-
-// Word i: (bf16 of even[i], bf16 of odd[i]).
-inline U8 pair_lanes(F32 even, F32 odd) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
-                                         3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
-}
 
 // Bytes of a row of a page.
 template <DType D>
