@@ -13,11 +13,12 @@ size_t index_of(int64_t i) { return static_cast<size_t>(i); }
 // Rows of a task: of a model 512 wide its factors and results take 1.1 MB of a second-level cache, and packed weights, which
 // every task reads, come from further away no faster than tiles use them up.
 constexpr int64_t kBlockPanels = 8;
-// Blocks of 32 of a depth multiplied at once: a panel of both factors (12 KiB each 6) stays in a first-level cache of 48 KiB.
+// Blocks of 32 of a depth multiplied at once: a panel of the right factor, 24 KiB, stays in a first-level cache of 48 KiB while
+// panels of the left one go by.
 constexpr int64_t kDepthBlocks = 12;
 // Tiles of a weight's gradient summed by one task: 704 KiB.
 constexpr int64_t kGradientRows = 16, kGradientCols = 11;
-constexpr int64_t kPackPanels = 8;
+constexpr int64_t kPackPanels = 8;   // packed by one task: lines across lie side by side
 
 // `total` in parts of equal size, the last one shorter.
 struct Parts {
@@ -29,17 +30,49 @@ struct Parts {
   int64_t length(int64_t part) const { return std::min(size, total - first(part)); }
 };
 
+// tiles[i] = left[i] right for `count` panels of a left factor and one of a right one, which lie by part of the depth:
+// left [parts][count], tiles 32 x 32. after(i) once tile i is done: what follows on vectors runs while the next tile is summed.
+template <class After>
+void multiply_tiles(const TrainingKernels& kernels, float* tiles, const uint16_t* left, const uint16_t* right, const Parts& depth, int64_t count,
+                    const After& after) {
+  PairTile tile{.c_ld = kGemmPanel, .rows = kPairRows, .cols = kGemmPanel, .from_ld = kGemmPanel};
+  const char* soon = reinterpret_cast<const char*>(right + depth.total * kPairTile);   // the next panel, a share with every tile
+  tile.soon_bytes = depth.total * kPairTile * 2 / (depth.count * count);
+  for (int64_t part = 0; part < depth.count; ++part) {
+    tile.blocks = depth.length(part);
+    tile.b = right + depth.first(part) * kPairTile;
+    for (int64_t i = 0; i < count; ++i, soon += tile.soon_bytes) {
+      tile.a = left + (depth.first(part) * count + i * tile.blocks) * kPairTile;
+      tile.c = tiles + i * kPairTile;
+      tile.from = part > 0 ? tile.c : nullptr;
+      tile.soon = soon;
+      kernels.pair_tile(tile);
+      if (part + 1 == depth.count) after(i);
+    }
+  }
+}
+
+// `rows` rows as a left factor, by part of their depth.
+void pack_rows(const TrainingKernels& kernels, uint16_t* out, const float* from, int64_t ld, int64_t rows, const Parts& depth) {
+  const int64_t panels = (rows + kPairRows - 1) / kPairRows;
+  for (int64_t part = 0; part < depth.count; ++part) {
+    const int64_t first = depth.first(part), length = depth.length(part);
+    kernels.pack_left_pairs(out + first * panels * kPairTile, {.from = from + first * kGemmPanel, .ld = ld, .lines = rows, .depth = length * kGemmPanel,
+                                                               .blocks = length, .panel_step = length * kPairTile});
+  }
+}
+
 }  // namespace
 
 // In panels (blocks) of 32.
 struct GatedPairs::Sizes {
   Sizes(int64_t rows_in, int64_t hidden_in, int64_t inner_in)
       : rows(rows_in), row_panels((rows_in + kPairRows - 1) / kPairRows), hidden(hidden_in / kGemmPanel), inner(inner_in / kGemmPanel),
-        blocks(row_panels, kBlockPanels), row_parts(row_panels, kDepthBlocks), inner_parts(inner, kDepthBlocks) {}
+        blocks(row_panels, kBlockPanels), row_parts(row_panels, kDepthBlocks), hidden_parts(hidden, kDepthBlocks), inner_parts(inner, kDepthBlocks) {}
   int64_t rows;                    // not panels
   int64_t row_panels, hidden, inner;
   Parts blocks;                    // of rows: tasks
-  Parts row_parts, inner_parts;    // of depths
+  Parts row_parts, hidden_parts, inner_parts;   // of depths
   int64_t most_panels() const { return std::min(blocks.size, row_panels); }
 };
 
@@ -54,8 +87,12 @@ struct GatedPairs::Forward {
   struct Worker {
     Worker(Carver& carver, const Sizes& s)
         : x(carver.take<uint16_t>(s.most_panels() * s.hidden * kPairTile)),
-          activated(carver.take<uint16_t>(s.most_panels() * s.inner_parts.size * kPairTile)) {}
+          activated(carver.take<uint16_t>(s.most_panels() * s.inner_parts.size * kPairTile)),
+          wide(carver.take<float>(2 * s.most_panels() * kPairTile)),
+          sums(carver.take<float>(s.most_panels() * s.hidden * kPairTile)) {}
     uint16_t *x, *activated;       // left factors [rows, hidden], [rows, a part of inner]
+    float* wide;                   // tiles of gate, of up
+    float* sums;                   // [hidden panels] tiles of out
   };
   Forward(Carver& carver, const Sizes& sizes, int threads) : s(sizes) {
     wide = carver.take<uint16_t>(2 * s.inner * s.hidden * kPairTile);
@@ -77,19 +114,18 @@ struct GatedPairs::Backward {
     Worker(Carver& carver, const Sizes& s) {
       const size_t mark = carver.mark();
       dout = carver.take<uint16_t>(s.most_panels() * s.hidden * kPairTile);
-      dwide = carver.take<uint16_t>(s.most_panels() * 2 * s.inner_parts.size * kPairTile);
+      dwide = carver.take<uint16_t>(2 * s.most_panels() * s.inner_parts.size * kPairTile);
+      dactivated = carver.take<float>(s.most_panels() * kPairTile);
+      sums = carver.take<float>(s.most_panels() * s.hidden * kPairTile);
+      const size_t rows_end = carver.mark();
       carver.rewind(mark);
-      sums = carver.take<float>(std::min(kGradientRows, s.hidden) * std::min(kGradientCols, s.inner) * kPairTile);
-      carver.rewind(mark);
-      carver.take<std::byte>(bytes(s));
+      gradient = carver.take<float>(std::min(kGradientRows, s.hidden) * std::min(kGradientCols, s.inner) * kPairTile);
+      carver.rewind(std::max(rows_end, carver.mark()));
     }
-    static int64_t bytes(const Sizes& s) {
-      const int64_t rows = s.most_panels() * (s.hidden + 2 * s.inner_parts.size) * static_cast<int64_t>(sizeof(uint16_t));
-      const int64_t weights = std::min(kGradientRows, s.hidden) * std::min(kGradientCols, s.inner) * static_cast<int64_t>(sizeof(float));
-      return std::max(rows, weights) * kPairTile;
-    }
-    uint16_t *dout, *dwide;        // left factors [rows, hidden], [rows, a part of inner of gate and of up]
-    float* sums;                   // of weight_gradient(), when the other two are done with
+    uint16_t *dout, *dwide;        // left factors [rows, hidden]; [gate, up] [rows, a part of inner]
+    float* dactivated;             // tiles
+    float* sums;                   // [hidden panels] tiles of dx
+    float* gradient;               // of weight_gradient(), when the others are done with
   };
   Backward(Carver& carver, const Sizes& sizes, int threads) : s(sizes) {
     down = carver.take<uint16_t>(s.inner * s.hidden * kPairTile);
@@ -131,8 +167,12 @@ void GatedPairs::forward(MatrixView<float> out, MatrixView<const float> x, const
   pool_.parallel_for(s.inner, [&](int64_t panel) {
     for (int64_t which = 0; which < 2; ++which) {
       const MatrixView<const float>& w = which == 0 ? call.gate : call.up;
-      kernels_.pack_right_pairs(f.wide + (2 * panel + which) * s.hidden * kPairTile,
-                                {.from = w.row(panel * kGemmPanel), .ld = w.stride, .lines = kGemmPanel, .depth = x.cols, .blocks = s.hidden});
+      for (int64_t part = 0; part < s.hidden_parts.count; ++part) {
+        const int64_t first = s.hidden_parts.first(part), length = s.hidden_parts.length(part);
+        kernels_.pack_right_pairs(f.wide + ((2 * panel + which) * s.hidden + first) * kPairTile,
+                                  {.from = w.row(panel * kGemmPanel) + first * kGemmPanel, .ld = w.stride, .lines = kGemmPanel,
+                                   .depth = length * kGemmPanel, .blocks = length});
+      }
     }
   });
   pool_.parallel_for(s.hidden * s.inner_parts.count, [&](int64_t index) {
@@ -145,44 +185,56 @@ void GatedPairs::forward(MatrixView<float> out, MatrixView<const float> x, const
   pool_.parallel_for_worker(s.blocks.count, [&](int64_t block, int worker) { forward_rows(f, block, worker); });
 }
 
+// Products over a part of inner that add up to rows of out or dx.
+struct GatedPairs::RowSums {
+  float* sums;                     // [hidden panels][tiles]
+  const uint16_t* left;            // [tiles] panels
+  const uint16_t* right;           // [hidden panels], right_step apart
+  int64_t right_step, blocks, tiles;
+  bool first, last;                // of what adds up
+};
+
+// The tiles of one panel of hidden; the last sum goes to `out`, whose rows from first_row on they are.
+void GatedPairs::add_rows(const RowSums& sums, const MatrixView<float>& out, int64_t first_row, int64_t col) const {
+  PairTile tile{.rows = kPairRows, .cols = kGemmPanel, .b = sums.right + col * sums.right_step, .blocks = sums.blocks, .from_ld = kGemmPanel};
+  tile.soon_bytes = sums.right_step * 2 / sums.tiles;
+  for (int64_t t = 0; t < sums.tiles; ++t) {
+    float* partial = sums.sums + (col * sums.tiles + t) * kPairTile;
+    tile.a = sums.left + t * sums.blocks * kPairTile;
+    tile.from = sums.first ? nullptr : partial;
+    tile.c = partial;
+    tile.c_ld = kGemmPanel;
+    if (sums.last) {
+      tile.c = out.row(first_row + t * kPairRows) + col * kGemmPanel;
+      tile.c_ld = out.stride;
+      tile.rows = static_cast<int>(std::min(kPairRows, out.rows - first_row - t * kPairRows));
+    }
+    tile.soon = reinterpret_cast<const char*>(tile.b + sums.right_step) + t * tile.soon_bytes;
+    kernels_.pair_tile(tile);
+  }
+}
+
 void GatedPairs::forward_rows(const Forward& f, int64_t block, int worker) const {
   const Sizes& s = f.s;
   const Forward::Worker& w = f.workers[index_of(worker)];
   const int64_t first_panel = s.blocks.first(block), tiles = s.blocks.length(block), first_row = first_panel * kPairRows;
   const int64_t rows = std::min(tiles * kPairRows, s.rows - first_row), panel = s.hidden * kPairTile;
-  kernels_.pack_left_pairs(w.x, {.from = f.x.row(first_row), .ld = f.x.stride, .lines = rows, .depth = f.x.cols, .blocks = s.hidden, .panel_step = panel});
-  alignas(64) float gate[kPairTile], up[kPairTile];
+  pack_rows(kernels_, w.x, f.x.row(first_row), f.x.stride, rows, s.hidden_parts);
   kernels_.begin_pairs();
   for (int64_t part = 0; part < s.inner_parts.count; ++part) {
     const int64_t first = s.inner_parts.first(part), length = s.inner_parts.length(part), step = length * kPairTile;
-    PairTile product{.c_ld = kGemmPanel, .rows = kPairRows, .cols = kGemmPanel, .blocks = s.hidden};
-    product.soon_bytes = panel * 2 / tiles;   // of the next panels of gate and up, a share with every tile
     for (int64_t inner = first; inner < first + length; ++inner) {
       const uint16_t* wide = f.wide + 2 * inner * panel;
-      const char* soon = reinterpret_cast<const char*>(wide + 2 * panel);
-      for (int64_t t = 0; t < tiles; ++t) {
-        product.a = w.x + t * panel;
-        product.b = wide, product.c = gate, product.soon = soon, soon += product.soon_bytes;
-        kernels_.pair_tile(product);
-        product.b = wide + panel, product.c = up, product.soon = soon, soon += product.soon_bytes;
-        kernels_.pair_tile(product);
+      float* up = w.wide + tiles * kPairTile;
+      multiply_tiles(kernels_, w.wide, w.x, wide, s.hidden_parts, tiles, [](int64_t) {});
+      multiply_tiles(kernels_, up, w.x, wide + panel, s.hidden_parts, tiles, [&](int64_t t) {
         const int64_t at = ((first_panel + t) * s.inner + inner) * kPairTile;
-        kernels_.gate_tile({.gate = gate, .up = up, .gate_rounded = f.saved->gate + at, .up_rounded = f.saved->up + at,
+        kernels_.gate_tile({.gate = w.wide + t * kPairTile, .up = up + t * kPairTile, .gate_rounded = f.saved->gate + at, .up_rounded = f.saved->up + at,
                             .activated = w.activated + t * step + (inner - first) * 512, .half_step = length * 512, .gelu = f.gelu});
-      }
+      });
     }
-    PairTile sum{.c_ld = f.out.stride, .cols = kGemmPanel, .blocks = length, .add = part > 0};
-    sum.soon_bytes = step * 2 / tiles;
-    for (int64_t col = 0; col < s.hidden; ++col) {
-      sum.b = f.down + first * panel + col * step;
-      for (int64_t t = 0; t < tiles; ++t) {
-        sum.a = w.activated + t * step;
-        sum.rows = static_cast<int>(std::min(kPairRows, rows - t * kPairRows));
-        sum.c = f.out.row(first_row + t * kPairRows) + col * kGemmPanel;
-        sum.soon = reinterpret_cast<const char*>(sum.b + step) + t * sum.soon_bytes;
-        kernels_.pair_tile(sum);
-      }
-    }
+    const RowSums sums{w.sums, w.activated, f.down + first * panel, step, length, tiles, part == 0, part + 1 == s.inner_parts.count};
+    for (int64_t col = 0; col < s.hidden; ++col) add_rows(sums, f.out, first_row, col);
   }
   kernels_.end_pairs();
 }
@@ -193,18 +245,22 @@ void GatedPairs::pack_backward(const Backward& b) const {
   const Parts inner_groups(s.inner, kPackPanels), hidden_groups(s.hidden, kPackPanels);
   pool_.parallel_for(inner_groups.count, [&](int64_t group) {
     const int64_t first = inner_groups.first(group), panel = s.hidden * kPairTile;
-    kernels_.pack_right_pairs(b.down + first * panel, {.from = b.call->down.data + first * kGemmPanel, .ld = b.call->down.stride,
-                                                       .lines = inner_groups.length(group) * kGemmPanel, .depth = b.x.cols,
-                                                       .blocks = s.hidden, .panel_step = panel, .across = true});
+    for (int64_t part = 0; part < s.hidden_parts.count; ++part) {
+      const int64_t first_row = s.hidden_parts.first(part), length = s.hidden_parts.length(part);
+      kernels_.pack_right_pairs(b.down + first * panel + first_row * kPairTile,
+                                {.from = b.call->down.row(first_row * kGemmPanel) + first * kGemmPanel, .ld = b.call->down.stride,
+                                 .lines = inner_groups.length(group) * kGemmPanel, .depth = length * kGemmPanel, .blocks = length,
+                                 .panel_step = panel, .across = true});
+    }
   });
   pool_.parallel_for(hidden_groups.count * s.inner_parts.count * 2, [&](int64_t index) {
     const int64_t group = index / 2 / s.inner_parts.count, part = index / 2 % s.inner_parts.count, which = index % 2;
     const int64_t first = s.inner_parts.first(part), length = s.inner_parts.length(part), first_col = hidden_groups.first(group);
     const MatrixView<const float>& w = which == 0 ? b.call->gate : b.call->up;
-    kernels_.pack_right_pairs(b.wide + 2 * (first * s.hidden + first_col * length) * kPairTile + which * length * 512,
+    kernels_.pack_right_pairs(b.wide + 2 * (first * s.hidden + first_col * length) * kPairTile + which * length * kPairTile,
                               {.from = w.row(first * kGemmPanel) + first_col * kGemmPanel, .ld = w.stride,
                                .lines = hidden_groups.length(group) * kGemmPanel, .depth = length * kGemmPanel, .blocks = length,
-                               .panel_step = 2 * length * kPairTile, .half_step = 2 * length * 512, .across = true});
+                               .panel_step = 2 * length * kPairTile, .across = true});
   });
   pool_.parallel_for(hidden_groups.count * s.row_parts.count * 2, [&](int64_t index) {
     const int64_t group = index / 2 / s.row_parts.count, part = index / 2 % s.row_parts.count, which = index % 2;
@@ -254,38 +310,27 @@ void GatedPairs::backward_rows(const Backward& b, int64_t block, int worker) con
   const Backward::Worker& w = b.workers[index_of(worker)];
   const int64_t first_panel = s.blocks.first(block), tiles = s.blocks.length(block), first_row = first_panel * kPairRows;
   const int64_t rows = std::min(tiles * kPairRows, s.rows - first_row), panel = s.hidden * kPairTile;
-  kernels_.pack_left_pairs(w.dout, {.from = b.dout.row(first_row), .ld = b.dout.stride, .lines = rows, .depth = b.dout.cols, .blocks = s.hidden, .panel_step = panel});
-  alignas(64) float dactivated[kPairTile];
+  pack_rows(kernels_, w.dout, b.dout.row(first_row), b.dout.stride, rows, s.hidden_parts);
   kernels_.begin_pairs();
   for (int64_t part = 0; part < s.inner_parts.count; ++part) {
-    const int64_t first = s.inner_parts.first(part), length = s.inner_parts.length(part), step = 2 * length * kPairTile;
-    PairTile product{.c = dactivated, .c_ld = kGemmPanel, .rows = kPairRows, .cols = kGemmPanel, .blocks = s.hidden};
-    product.soon_bytes = panel * 2 / tiles;
+    const int64_t first = s.inner_parts.first(part), length = s.inner_parts.length(part), step = length * kPairTile;
     for (int64_t inner = first; inner < first + length; ++inner) {
-      product.b = b.down + inner * panel;
-      for (int64_t t = 0; t < tiles; ++t) {
-        product.a = w.dout + t * panel;
-        product.soon = reinterpret_cast<const char*>(product.b + panel) + t * product.soon_bytes;
-        kernels_.pair_tile(product);
+      multiply_tiles(kernels_, w.dactivated, w.dout, b.down + inner * panel, s.hidden_parts, tiles, [&](int64_t t) {
         const int64_t row_panel = first_panel + t, row_part = row_panel / s.row_parts.size, part_blocks = s.row_parts.length(row_part);
         const int64_t saved = (row_panel * s.inner + inner) * kPairTile, left = t * step + (inner - first) * 512;
         const int64_t right = (s.row_parts.first(row_part) * s.inner + inner * part_blocks) * kPairTile + (row_panel - s.row_parts.first(row_part)) * 512;
-        kernels_.gate_tile_backward({.dactivated = dactivated, .gate = b.saved->gate + saved, .up = b.saved->up + saved, .dgate = w.dwide + left,
-                                     .dup = w.dwide + left + length * 512, .half_step = 2 * length * 512, .activated_pairs = b.activated + right,
-                                     .dgate_pairs = b.dgate + right, .dup_pairs = b.dup + right, .pairs_half_step = part_blocks * 512, .gelu = b.gelu});
-      }
+        kernels_.gate_tile_backward({.dactivated = w.dactivated + t * kPairTile, .gate = b.saved->gate + saved, .up = b.saved->up + saved,
+                                     .dgate = w.dwide + left, .dup = w.dwide + tiles * step + left, .half_step = length * 512,
+                                     .activated_pairs = b.activated + right, .dgate_pairs = b.dgate + right, .dup_pairs = b.dup + right,
+                                     .pairs_half_step = part_blocks * 512, .gelu = b.gelu});
+      });
     }
-    PairTile sum{.c_ld = b.dx.stride, .cols = kGemmPanel, .blocks = 2 * length, .add = part > 0};
-    sum.soon_bytes = step * 2 / tiles;
+    const uint16_t* wide = b.wide + 2 * first * panel;
+    const bool last = part + 1 == s.inner_parts.count;
+    const RowSums gate{w.sums, w.dwide, wide, 2 * step, length, tiles, part == 0, false}, up{w.sums, w.dwide + tiles * step, wide + step, 2 * step, length, tiles, false, last};
     for (int64_t col = 0; col < s.hidden; ++col) {
-      sum.b = b.wide + 2 * first * panel + col * step;
-      for (int64_t t = 0; t < tiles; ++t) {
-        sum.a = w.dwide + t * step;
-        sum.rows = static_cast<int>(std::min(kPairRows, rows - t * kPairRows));
-        sum.c = b.dx.row(first_row + t * kPairRows) + col * kGemmPanel;
-        sum.soon = reinterpret_cast<const char*>(sum.b + step) + t * sum.soon_bytes;
-        kernels_.pair_tile(sum);
-      }
+      add_rows(gate, b.dx, first_row, col);
+      add_rows(up, b.dx, first_row, col);
     }
   }
   kernels_.end_pairs();
@@ -293,16 +338,19 @@ void GatedPairs::backward_rows(const Backward& b, int64_t block, int worker) con
 
 void GatedPairs::weight_gradient(const Backward& b, const WeightTask& task, int worker) const {
   const Sizes& s = b.s;
-  float* sums = b.workers[index_of(worker)].sums;
+  float* sums = b.workers[index_of(worker)].gradient;
   kernels_.begin_pairs();
   for (int64_t part = 0; part < s.row_parts.count; ++part) {
     const int64_t first = s.row_parts.first(part), length = s.row_parts.length(part), step = length * kPairTile;
-    PairTile product{.c_ld = kGemmPanel, .rows = kPairRows, .cols = kGemmPanel, .blocks = length, .add = part > 0};
+    PairTile product{.c_ld = kGemmPanel, .rows = kPairRows, .cols = kGemmPanel, .blocks = length, .from_ld = kGemmPanel};
     product.c = sums;
     for (int64_t col = 0; col < task.cols; ++col) {
       product.b = task.right + first * s.inner * kPairTile + (task.first_col + col) * step;
       product.a = task.left + first * s.hidden * kPairTile + task.first_row * step;
-      for (int64_t row = 0; row < task.rows; ++row, product.a += step, product.c += kPairTile) kernels_.pair_tile(product);
+      for (int64_t row = 0; row < task.rows; ++row, product.a += step, product.c += kPairTile) {
+        product.from = part > 0 ? product.c : nullptr;
+        kernels_.pair_tile(product);
+      }
     }
   }
   kernels_.end_pairs();

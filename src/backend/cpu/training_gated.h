@@ -31,8 +31,10 @@ class GatedPairs {
   struct Forward;
   struct Backward;
   struct WeightTask;
+  struct RowSums;
   void forward_rows(const Forward& f, int64_t block, int worker) const;
   void backward_rows(const Backward& b, int64_t block, int worker) const;
+  void add_rows(const RowSums& sums, const MatrixView<float>& out, int64_t first_row, int64_t col) const;
   void pack_backward(const Backward& b) const;
   void weight_gradient(const Backward& b, const WeightTask& task, int worker) const;
 

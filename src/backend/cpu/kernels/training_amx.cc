@@ -101,8 +101,7 @@ QUIPU_KERNEL void pack_row_pairs(uint16_t* out, const float* p, int64_t ld, int6
 template <bool kLeft>
 void pack_pairs(uint16_t* out, const PairSource& s) {
   const int64_t halves = (s.lines + kPairRows - 1) / kPairRows * 2, depth = 32 * s.blocks;
-  const int64_t half_step = s.half_step > 0 ? s.half_step : 16 * depth;
-  const auto to = [&](int64_t half, int64_t k) { return out + half / 2 * s.panel_step + half % 2 * half_step + 16 * k; };
+  const auto to = [&](int64_t half, int64_t k) { return out + half / 2 * s.panel_step + half % 2 * 16 * depth + 16 * k; };
   if (s.across) {
     for (int64_t k = 0; k < depth; k += 32) {
       for (int64_t half = 0; half < halves; ++half) {
@@ -143,11 +142,12 @@ void pair_tile(const PairTile& tile) {
   const bool whole = tile.rows == kPairRows && tile.cols == kGemmPanel;
   float* c = tile.c;
   const int64_t c_bytes = tile.c_ld * 4;
-  if (whole && tile.add) {
-    tile_load<0>(c, c_bytes);
-    tile_load<1>(c + 16, c_bytes);
-    tile_load<2>(c + 16 * tile.c_ld, c_bytes);
-    tile_load<3>(c + 16 * tile.c_ld + 16, c_bytes);
+  if (whole && tile.from != nullptr) {
+    const int64_t from_bytes = tile.from_ld * 4;
+    tile_load<0>(tile.from, from_bytes);
+    tile_load<1>(tile.from + 16, from_bytes);
+    tile_load<2>(tile.from + 16 * tile.from_ld, from_bytes);
+    tile_load<3>(tile.from + 16 * tile.from_ld + 16, from_bytes);
   } else {
     tile_zero<0>();
     tile_zero<1>();
@@ -193,7 +193,7 @@ void pair_tile(const PairTile& tile) {
       const int left = tile.cols - col < 16 ? tile.cols - col : 16;
       F32 sum = f_load(sums + row * kGemmPanel + col);
       float* to = c + row * tile.c_ld + col;
-      if (tile.add && !whole) sum = f_add(load_lanes(to, left), sum);
+      if (tile.from != nullptr && !whole) sum = f_add(load_lanes(tile.from + row * tile.from_ld + col, left), sum);
       if (tile.bias != nullptr) sum = f_add(load_lanes(tile.bias + col, left), sum);
       if (left == 16) {
         f_store(to, sum);

@@ -44,7 +44,10 @@ struct PairTile {
   const uint16_t* a = nullptr;     // [2][blocks][16 rows][32]
   const uint16_t* b = nullptr;     // [2][blocks][16 pairs][16 columns][2]
   int64_t blocks = 0;              // of 32 components
-  bool add = false;
+  // What is added to the product, rows from_ld apart; null: nothing. c, or a tile of its own where a depth is gone through in
+  // parts: rows of c that are a power of two apart share few sets of the first-level cache.
+  const float* from = nullptr;
+  int64_t from_ld = 0;
   const float* bias = nullptr;
   // What will be wanted soon, asked for while this tile is computed: `soon_bytes` from `soon`, and the lines of the next c.
   const void* soon = nullptr;
@@ -59,7 +62,6 @@ struct PairSource {
   int64_t lines = 0, depth = 0;
   int64_t blocks = 0;              // of 32 components, at least depth / 32
   int64_t panel_step = 0;          // elements from one panel to the next
-  int64_t half_step = 0;           // elements from a panel's first 16 lines to the others; 0: blocks * 512
   bool across = false;             // component k of line i at from[k * ld + i], else at from[i * ld + k]
 };
 inline constexpr int64_t kPairRows = 32;
