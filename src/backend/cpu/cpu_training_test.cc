@@ -255,6 +255,14 @@ TEST_P(CpuTraining, AGatedPartInOnePieceIsThatOfItsParts) {
       expect_close("ddown" + at, run.ddown, 1.6e-2);
     }
   }
+  // A router plans for the most rows it may let in, and lets in fewer.
+  GatedMemory before;
+  for (int64_t rows = 1; rows < 2000; rows += 31) {
+    const GatedMemory memory = s.cpu->gated_memory({.hidden = 512, .inner = 64}, rows);
+    ASSERT_GE(memory.saved, before.saved) << rows;
+    ASSERT_GE(memory.scratch, before.scratch) << rows;
+    before = memory;
+  }
   // Frozen weights are left alone, the others get the same.
   GatedRun all(*s.cpu, 70, 64, 96, GateActivation::kSilu), some(*s.cpu, 70, 64, 96, GateActivation::kSilu);
   all.run();

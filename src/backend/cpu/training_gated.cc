@@ -73,7 +73,8 @@ struct GatedPairs::Sizes {
   int64_t row_panels, hidden, inner;
   Parts blocks;                    // of rows: tasks
   Parts row_parts, hidden_parts, inner_parts;   // of depths
-  int64_t most_panels() const { return std::min(blocks.size, row_panels); }
+  // What a worker has room for: not blocks.size, which may be less for more rows.
+  int64_t most_panels() const { return std::min(kBlockPanels, row_panels); }
 };
 
 // [row panels][inner panels][32][32]
