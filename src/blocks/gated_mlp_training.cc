@@ -10,7 +10,8 @@ class TrainableGatedMlp final : public TrainableFeedForward<Real> {
   using ConstMatrix = MatrixView<const Real>;
   using Call = TrainingCall<Real>;
 
-  explicit TrainableGatedMlp(const GatedMlp::Options& options) : options_(options) {
+  TrainableGatedMlp(const GatedMlp::Options& options, const TrainingOps<Real>& ops)
+      : options_(options), ops_(ops), fused_(ops.fuses_gated(shape())) {
     const Initialisation normal = Initialisation::normal(kInitialDeviation);
     specs_.push_back({"gate", {options.inner, options.hidden}, normal, ParameterGroup::kMatrix});
     specs_.push_back({"up", {options.inner, options.hidden}, normal, ParameterGroup::kMatrix});
@@ -23,17 +24,23 @@ class TrainableGatedMlp final : public TrainableFeedForward<Real> {
 
   std::span<const ParameterSpec> parameters() const override { return specs_; }
   int64_t saved_bytes(int64_t rows) const override {
+    if (fused_) return ops_.gated_memory(shape(), rows).saved;
     Carver measure;
     Saved(measure, rows, options_.inner);
     return measure.bytes();
   }
   int64_t scratch_bytes(int64_t rows) const override {
+    if (fused_) return ops_.gated_memory(shape(), rows).scratch;
     Carver measure;
     Scratch(measure, rows, options_.inner);
     return measure.bytes();
   }
 
   double forward(Matrix out, ConstMatrix x, const Call& call) const override {
+    if (fused_) {
+      call.ops.gated(out, x, fused_call(call));
+      return 0;
+    }
     Carver saved_carver(call.saved), scratch_carver(call.scratch);
     const Saved saved(saved_carver, x.rows, options_.inner);
     const Scratch scratch(scratch_carver, x.rows, options_.inner);
@@ -45,6 +52,7 @@ class TrainableGatedMlp final : public TrainableFeedForward<Real> {
   }
 
   void backward(Matrix dx, ConstMatrix dout, ConstMatrix x, const Call& call) const override {
+    if (fused_) return call.ops.gated_backward(dx, {call.gradients[0], call.gradients[1], call.gradients[2]}, dout, x, fused_call(call));
     Carver saved_carver(call.saved), scratch_carver(call.scratch);
     const Saved saved(saved_carver, x.rows, options_.inner);
     const Scratch scratch(scratch_carver, x.rows, options_.inner);
@@ -76,18 +84,25 @@ class TrainableGatedMlp final : public TrainableFeedForward<Real> {
   const Real* bias(const Call& call, size_t place) const { return options_.bias ? call.weights[place].data : nullptr; }
   Real* dbias(const Call& call, size_t place) const { return options_.bias ? call.gradients[place].data : nullptr; }
 
+  GatedShape shape() const { return {options_.hidden, options_.inner, options_.bias}; }
+  GatedCall<Real> fused_call(const Call& call) const {
+    return {call.weights[0], call.weights[1], call.weights[2], options_.activation, call.saved, call.scratch};
+  }
+
   GatedMlp::Options options_;
+  const TrainingOps<Real>& ops_;       // whose memory was planned for; calls come with it
+  bool fused_;
   std::vector<ParameterSpec> specs_;
 };
 
 }  // namespace
 
 template <class Real>
-std::unique_ptr<TrainableFeedForward<Real>> make_trainable_gated_mlp(const GatedMlp::Options& options) {
-  return std::make_unique<TrainableGatedMlp<Real>>(options);
+std::unique_ptr<TrainableFeedForward<Real>> make_trainable_gated_mlp(const GatedMlp::Options& options, const TrainingOps<Real>& ops) {
+  return std::make_unique<TrainableGatedMlp<Real>>(options, ops);
 }
 
-template std::unique_ptr<TrainableFeedForward<float>> make_trainable_gated_mlp(const GatedMlp::Options&);
-template std::unique_ptr<TrainableFeedForward<double>> make_trainable_gated_mlp(const GatedMlp::Options&);
+template std::unique_ptr<TrainableFeedForward<float>> make_trainable_gated_mlp(const GatedMlp::Options&, const TrainingOps<float>&);
+template std::unique_ptr<TrainableFeedForward<double>> make_trainable_gated_mlp(const GatedMlp::Options&, const TrainingOps<double>&);
 
 }  // namespace quipu

@@ -268,8 +268,9 @@ HyperParameters room_settings(const std::string& room) {
 std::unique_ptr<TrainableBlock<double>> inner_block(const std::string& room = "grouped_query") {
   auto attention = create_training<double>(room, {.hidden = kHidden}, room_settings(room), {});
   CHECK(attention.ok()) << attention.error().message;
+  static const auto ops = make_reference_training_ops();   // any of its kind says the same of a gated part's memory
   return make_trainable_pre_norm<double>({kHidden, 1e-5}, std::move(*attention),
-                                         make_trainable_gated_mlp<double>({GateActivation::kSilu, kHidden, 7, false}));
+                                         make_trainable_gated_mlp<double>({GateActivation::kSilu, kHidden, 7, false}, *ops));
 }
 
 BlockBench block_bench(TrainingOps<double>& ops, const DepthSettings& settings, const std::vector<std::string>& optional_roles) {

@@ -31,8 +31,9 @@ class TrainableFeedForward {
 };
 
 // out = down(activation(gate x) * (up x)); options.bias: all three have biases.                       [Shazeer 2020]
+// ops: what it will be called with, which says what is saved; must outlive it.
 template <class Real>
-std::unique_ptr<TrainableFeedForward<Real>> make_trainable_gated_mlp(const GatedMlp::Options& options);
+std::unique_ptr<TrainableFeedForward<Real>> make_trainable_gated_mlp(const GatedMlp::Options& options, const TrainingOps<Real>& ops);
 
 template <class Real>
 class TrainableBlock {

@@ -143,7 +143,7 @@ Result<void> TrainableModel<Real>::build() {
   declare(-1, {"token_embedding", {c.vocabulary, c.hidden}, normal, ParameterGroup::kEmbedding});
   for (size_t i = 0; i < c.layers.size(); ++i) {
     Layer layer;
-    ASSIGN_OR_RETURN(layer.block, make_trainable_layer<Real>(c, static_cast<int64_t>(i)));
+    ASSIGN_OR_RETURN(layer.block, make_trainable_layer<Real>(c, static_cast<int64_t>(i), ops_));
     layer.first_parameter = parameters_.size();
     for (const ParameterSpec& spec : layer.block->parameters()) declare(static_cast<int64_t>(i), spec);
     layers_.push_back(std::move(layer));

@@ -44,6 +44,17 @@ void check_attention(const AttentionInputs<Real>& in, const AttentionPattern& p)
   }
 }
 
+template <class Real>
+void check_gated(const TrainingOps<Real>& ops, const GatedCall<Real>& call, const MatrixView<const Real>& x) {
+  const GatedShape shape{.hidden = x.cols, .inner = call.gate.rows};
+  CHECK(ops.fuses_gated(shape)) << "[gated] " << ops.name() << " has none for hidden " << shape.hidden << ", inner " << shape.inner;
+  CHECK(call.gate.cols == x.cols && same_shape(call.up, call.gate) && call.down.rows == x.cols && call.down.cols == call.gate.rows)
+      << "[gated] x " << shape_of(x) << ", gate " << shape_of(call.gate) << ", up " << shape_of(call.up) << ", down " << shape_of(call.down);
+  const GatedMemory memory = ops.gated_memory(shape, x.rows);
+  CHECK(static_cast<int64_t>(call.saved.size()) >= memory.saved && static_cast<int64_t>(call.scratch.size()) >= memory.scratch)
+      << "[gated] " << call.saved.size() << " bytes saved and " << call.scratch.size() << " of scratch, wanted " << memory.saved << " and " << memory.scratch;
+}
+
 }  // namespace
 
 template <class Real>
@@ -176,6 +187,37 @@ void TrainingOps<Real>::gated_activation_backward(MatrixView<Real> dgate, Matrix
   CHECK(same_shape(dgate, dout) && same_shape(dup, dout) && same_shape(saved.gate, dout) && same_shape(saved.up, dout))
       << "[gated_activation backward] dout " << shape_of(dout) << ", dgate " << shape_of(dgate) << ", dup " << shape_of(dup);
   do_gated_activation_backward(dgate, dup, dout, saved, activation);
+}
+
+template <class Real>
+void TrainingOps<Real>::gated(MatrixView<Real> out, MatrixView<const Real> x, const GatedCall<Real>& call) {
+  check_gated(*this, call, x);
+  CHECK(same_shape(out, x)) << "[gated] out " << shape_of(out) << ", x " << shape_of(x);
+  if (x.rows > 0) do_gated(out, x, call);
+}
+
+template <class Real>
+void TrainingOps<Real>::gated_backward(MatrixView<Real> dx, const GatedGradients<Real>& gradients, MatrixView<const Real> dout,
+                                       MatrixView<const Real> x, const GatedCall<Real>& call) {
+  check_gated(*this, call, x);
+  CHECK(same_shape(dx, x) && same_shape(dout, x)) << "[gated backward] dx " << shape_of(dx) << ", dout " << shape_of(dout) << ", x " << shape_of(x);
+  const auto fits = [](const MatrixView<Real>& gradient, const MatrixView<const Real>& weight) {
+    return gradient.data == nullptr || same_shape(gradient, weight);
+  };
+  CHECK(fits(gradients.gate, call.gate) && fits(gradients.up, call.up) && fits(gradients.down, call.down))
+      << "[gated backward] gradients " << shape_of(gradients.gate) << ", " << shape_of(gradients.up) << ", " << shape_of(gradients.down);
+  if (x.rows > 0) do_gated_backward(dx, gradients, dout, x, call);
+}
+
+// Never reached: gated() asks fuses_gated() first.
+template <class Real>
+void TrainingOps<Real>::do_gated(MatrixView<Real>, MatrixView<const Real>, const GatedCall<Real>&) {
+  CHECK(false) << "[gated] " << name();
+}
+template <class Real>
+void TrainingOps<Real>::do_gated_backward(MatrixView<Real>, const GatedGradients<Real>&, MatrixView<const Real>, MatrixView<const Real>,
+                                          const GatedCall<Real>&) {
+  CHECK(false) << "[gated backward] " << name();
 }
 
 template <class Real>

@@ -99,6 +99,18 @@ class TrainingOps {
   void gated_activation_backward(MatrixView<Real> dgate, MatrixView<Real> dup, MatrixView<const Real> dout,
                                  const GatedSaved<Real>& saved, GateActivation activation);
 
+  // --- gated feed-forward, optional -----------------------------------------------------------------------------------
+  // out = (activation(x Wg^T) * (x Wu^T)) Wd^T and its backward in one piece, where a back end has one that is faster than
+  // matmul and gated_activation in turn: bfloat16 tiles, whose gate and up never leave the cache in fp32. What it means is
+  // blocks/gated_mlp_training.cc, which composes those. Whether there is one, and the bytes of a call:
+  virtual bool fuses_gated(const GatedShape& shape) const { return (void)shape, false; }
+  virtual GatedMemory gated_memory(const GatedShape& shape, int64_t rows) const { return (void)shape, (void)rows, GatedMemory{}; }
+  // out must not overlap x.
+  void gated(MatrixView<Real> out, MatrixView<const Real> x, const GatedCall<Real>& call);
+  // dx is written over; it overlaps neither dout nor x.
+  void gated_backward(MatrixView<Real> dx, const GatedGradients<Real>& gradients, MatrixView<const Real> dout,
+                      MatrixView<const Real> x, const GatedCall<Real>& call);
+
   // --- attention ----------------------------------------------------------------------------------------------------
   // Per query head h of group m = h / (heads / kv_heads), query row i of a slice sees keys visible[i].begin <= j <
   // visible[i].end and, where the inputs have self keys, its own: s_ij = scale * q_i . k_j, capped where asked;
@@ -159,6 +171,9 @@ class TrainingOps {
                                    GateActivation activation) = 0;
   virtual void do_gated_activation_backward(MatrixView<Real> dgate, MatrixView<Real> dup, MatrixView<const Real> dout,
                                             const GatedSaved<Real>& saved, GateActivation activation) = 0;
+  virtual void do_gated(MatrixView<Real> out, MatrixView<const Real> x, const GatedCall<Real>& call);
+  virtual void do_gated_backward(MatrixView<Real> dx, const GatedGradients<Real>& gradients, MatrixView<const Real> dout,
+                                 MatrixView<const Real> x, const GatedCall<Real>& call);
   virtual void do_attention(MatrixView<Real> out, MatrixView<Real> log_sum_exp, const AttentionInputs<Real>& in,
                             const AttentionPattern& pattern) = 0;
   virtual void do_attention_backward(const AttentionGradients<Real>& gradients, MatrixView<const Real> dout,

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 
+#include "ops/backend.h"
 #include "tensor/view.h"
 
 namespace quipu {
@@ -73,6 +74,27 @@ struct NormGradients {
 template <class Real>
 struct GatedSaved {
   MatrixView<const Real> gate, up;
+};
+
+// A gated feed-forward part as one operation.
+struct GatedShape {
+  int64_t hidden = 0, inner = 0;
+  bool bias = false;
+};
+template <class Real>
+struct GatedCall {
+  MatrixView<const Real> gate, up;     // [inner, hidden]
+  MatrixView<const Real> down;         // [hidden, inner]
+  GateActivation activation = GateActivation::kSilu;
+  std::span<std::byte> saved;          // gated_memory().saved: written by forward, read by backward
+  std::span<std::byte> scratch;        // gated_memory().scratch: anything before and after
+};
+template <class Real>
+struct GatedGradients {
+  MatrixView<Real> gate, up, down;     // added to; data null: frozen
+};
+struct GatedMemory {
+  int64_t saved = 0, scratch = 0;      // bytes
 };
 
 // Keys of a slice that one query row sees, counted from the slice's first key. A range may be empty.

@@ -7,6 +7,7 @@
 
 #include "backend/cpu/scratch.h"
 #include "backend/cpu/training_attention.h"
+#include "backend/cpu/training_gated.h"
 #include "backend/cpu/training_gemm.h"
 #include "backend/cpu/training_pair_attention.h"
 
@@ -44,6 +45,7 @@ class CpuTrainingOps final : public TrainingOps<float> {
         kernels_(kernels_of(options.isa)),
         isa_(options.isa),
         gemm_(kernels_, pool(), options.precision == MatmulPrecision::kBfloat16),
+        gated_(kernels_, pool()),
         attention_(kernels_, pool()),
         pair_attention_(kernels_, pool()) {}
 
@@ -51,6 +53,8 @@ class CpuTrainingOps final : public TrainingOps<float> {
     return "cpu " + std::string(isa_name(isa_)) + (gemm_.rounds() ? " bf16" : " fp32");
   }
   int64_t scratch_bytes(int64_t weight_elements) const override { return gemm_.scratch_bytes(weight_elements); }
+  bool fuses_gated(const GatedShape& shape) const override { return gemm_.rounds() && gated_.takes(shape); }
+  GatedMemory gated_memory(const GatedShape& shape, int64_t rows) const override { return gated_.memory(shape, rows); }
 
  private:
   // Calls body(row) for every row, on several threads when there is enough to do.
@@ -206,6 +210,12 @@ class CpuTrainingOps final : public TrainingOps<float> {
     });
   }
 
+  void do_gated(Matrix out, ConstMatrix x, const GatedCall<float>& call) override { gated_.forward(out, x, call); }
+  void do_gated_backward(Matrix dx, const GatedGradients<float>& gradients, ConstMatrix dout, ConstMatrix x,
+                         const GatedCall<float>& call) override {
+    gated_.backward(dx, gradients, dout, x, call);
+  }
+
   void do_attention(Matrix out, Matrix log_sum_exp, const AttentionInputs<float>& in, const AttentionPattern& pattern) override {
     if (gemm_.rounds() && pair_attention_.takes(pattern)) return pair_attention_.forward(out, log_sum_exp, in, pattern);
     attention_.forward(out, log_sum_exp, in, pattern);
@@ -312,6 +322,7 @@ class CpuTrainingOps final : public TrainingOps<float> {
   const TrainingKernels& kernels_;
   Isa isa_;
   cpu::TrainingGemm gemm_;
+  cpu::GatedPairs gated_;
   cpu::TrainingAttention attention_;
   cpu::PairAttention pair_attention_;
   std::vector<GemmColumns> columns_;

@@ -192,6 +192,88 @@ TEST_P(CpuTraining, RowOperationsAgree) {
   }
 }
 
+// A gated feed-forward part in one piece, and what it needs.
+struct GatedRun {
+  GatedRun(TrainingOps<float>& ops_in, int64_t rows, int64_t hidden, int64_t inner, GateActivation activation)
+      : ops(ops_in), x(rows, hidden, 1), dout(rows, hidden, 2), gate(inner, hidden, 3, 2 / std::sqrt(static_cast<double>(hidden))),
+        up(inner, hidden, 4, 1 / std::sqrt(static_cast<double>(hidden))), down(hidden, inner, 5, 1 / std::sqrt(static_cast<double>(inner))),
+        out(rows, hidden, 6), dx(rows, hidden, 7), dgate(inner, hidden, 8), dup(inner, hidden, 9), ddown(hidden, inner, 10) {
+    const GatedMemory memory = ops.gated_memory({.hidden = hidden, .inner = inner}, rows);
+    saved = Buffer::allocate(static_cast<size_t>(memory.saved)).value();
+    scratch = Buffer::allocate(static_cast<size_t>(memory.scratch)).value();
+    // What is there must not matter.
+    std::fill_n(saved.as<uint8_t>(), saved.size(), uint8_t{0xff});
+    std::fill_n(scratch.as<uint8_t>(), scratch.size(), uint8_t{0xff});
+    call = {gate.fv(), up.fv(), down.fv(), activation, {saved.data(), saved.size()}, {scratch.data(), scratch.size()}};
+  }
+  void run() {
+    ops.gated(out.fv(), x.fv(), call);
+    ops.gated_backward(dx.fv(), {dgate.fv(), dup.fv(), ddown.fv()}, dout.fv(), x.fv(), call);
+  }
+  // The same by parts, in double.
+  void run_parts(TrainingOps<double>& reference) {
+    Pair g(x.rows, gate.rows, 11), u(x.rows, gate.rows, 12), a(x.rows, gate.rows, 13), da(x.rows, gate.rows, 14);
+    const LinearForward<double> wide[] = {{g.dv(), gate.dv()}, {u.dv(), up.dv()}};
+    reference.matmul(wide, x.dv());
+    reference.gated_activation(a.dv(), g.dv(), u.dv(), call.activation);
+    reference.matmul(out.dv(), a.dv(), down.dv());
+    reference.matmul_backward(da.dv(), LinearBackward<double>{dout.dv(), down.dv(), ddown.dv()}, a.dv());
+    reference.gated_activation_backward(g.dv(), u.dv(), da.dv(), {g.dv(), u.dv()}, call.activation);
+    const LinearBackward<double> back[] = {{g.dv(), gate.dv(), dgate.dv()}, {u.dv(), up.dv(), dup.dv()}};
+    reference.matmul_backward(dx.dv(), back, x.dv());
+  }
+  TrainingOps<float>& ops;
+  Pair x, dout, gate, up, down, out, dx, dgate, dup, ddown;
+  Buffer saved, scratch;
+  GatedCall<float> call;
+};
+
+TEST_P(CpuTraining, AGatedPartInOnePieceIsThatOfItsParts) {
+  Sides s(GetParam(), MatmulPrecision::kBfloat16);
+  ASSERT_EQ(s.cpu->fuses_gated({.hidden = 64, .inner = 96}), GetParam() == Isa::kAmx);
+  EXPECT_FALSE(s.cpu->fuses_gated({.hidden = 64, .inner = 96, .bias = true}));
+  EXPECT_FALSE(s.cpu->fuses_gated({.hidden = 64, .inner = 80}));
+  EXPECT_FALSE(s.cpu->fuses_gated({.hidden = 48, .inner = 96}));
+  EXPECT_FALSE(Sides(GetParam()).cpu->fuses_gated({.hidden = 64, .inner = 96})) << "fp32 stays exact";
+  if (GetParam() != Isa::kAmx) return;
+  struct Size {
+    int64_t rows, hidden, inner;
+  };
+  // Parts of the depth (12 panels), of the rows (8 panels) and of a weight's gradient (16 by 11), and what is left of each.
+  for (const Size size : {Size{1, 32, 32}, {31, 32, 64}, {33, 96, 32}, {64, 64, 416}, {300, 64, 96}, {530, 544, 384}}) {
+    for (const GateActivation activation : {GateActivation::kSilu, GateActivation::kGeluTanh}) {
+      const std::string at = " at " + std::to_string(size.rows) + "x" + std::to_string(size.hidden) + "x" + std::to_string(size.inner);
+      GatedRun run(*s.cpu, size.rows, size.hidden, size.inner, activation);
+      run.run();
+      run.run_parts(*s.reference);
+      // Of every product both factors are off by 2^-9 at most, random in sign, and two of them follow one another through a
+      // gate whose slope is at most 1.1: the factor of Bfloat16ProductsAreThoseOfRoundedFactors, twice.
+      expect_close("out" + at, run.out, 1.6e-2);
+      expect_close("dx" + at, run.dx, 1.6e-2);
+      expect_close("dgate" + at, run.dgate, 1.6e-2);
+      expect_close("dup" + at, run.dup, 1.6e-2);
+      expect_close("ddown" + at, run.ddown, 1.6e-2);
+    }
+  }
+  // A router plans for the most rows it may let in, and lets in fewer.
+  GatedMemory before;
+  for (int64_t rows = 1; rows < 2000; rows += 31) {
+    const GatedMemory memory = s.cpu->gated_memory({.hidden = 512, .inner = 64}, rows);
+    ASSERT_GE(memory.saved, before.saved) << rows;
+    ASSERT_GE(memory.scratch, before.scratch) << rows;
+    before = memory;
+  }
+  // Frozen weights are left alone, the others get the same.
+  GatedRun all(*s.cpu, 70, 64, 96, GateActivation::kSilu), some(*s.cpu, 70, 64, 96, GateActivation::kSilu);
+  all.run();
+  const std::vector<float> frozen = some.dup.f;
+  s.cpu->gated(some.out.fv(), some.x.fv(), some.call);
+  s.cpu->gated_backward(some.dx.fv(), {some.dgate.fv(), {}, some.ddown.fv()}, some.dout.fv(), some.x.fv(), some.call);
+  EXPECT_EQ(some.dup.f, frozen);
+  EXPECT_EQ(some.dgate.f, all.dgate.f);
+  EXPECT_EQ(some.ddown.f, all.ddown.f);
+}
+
 TEST_P(CpuTraining, TablesRoutesAndRotationsAgree) {
   Sides s(GetParam());
   Pair table(9, 40, 1), out(200, 40, 2), dtable(9, 40, 3);
@@ -362,7 +444,7 @@ TEST_P(CpuTraining, NoResultDependsOnTheNumberOfThreads) {
     std::vector<std::vector<float>> expected;
     for (const int threads : {1, 2, 3}) {
       Sides s(GetParam(), precision, threads);
-      std::vector<std::vector<float>> results(8);
+      std::vector<std::vector<float>> results(13);
       const auto result = [&](size_t i, int64_t rows, int64_t cols) {
         results[i].assign(static_cast<size_t>(rows * cols), 0.0f);
         return MatrixView<float>(results[i].data(), rows, cols);
@@ -373,6 +455,12 @@ TEST_P(CpuTraining, NoResultDependsOnTheNumberOfThreads) {
       const MatrixView<float> out = result(3, 700, 32), lse = result(4, 700, 2);
       s.cpu->attention(out, lse, {q.fv(), k.fv(), v.fv()}, pattern);
       s.cpu->attention_backward({result(5, 700, 32), result(6, 700, 16), result(7, 700, 16)}, out, {q.fv(), k.fv(), v.fv()}, {out, lse}, pattern);
+      if (s.cpu->fuses_gated({.hidden = 64, .inner = 416})) {
+        GatedRun gated(*s.cpu, 700, 64, 416, GateActivation::kSilu);
+        gated.run();
+        size_t at = 8;
+        for (const Pair* pair : {&gated.out, &gated.dx, &gated.dgate, &gated.dup, &gated.ddown}) results[at++] = pair->f;
+      }
       if (expected.empty()) expected = results;
       EXPECT_EQ(results, expected) << threads;
     }

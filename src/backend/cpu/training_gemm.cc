@@ -186,7 +186,7 @@ void TrainingGemm::run_block_of_pairs(const GemmProblem& problem, std::span<cons
     a += problem.a_by_columns ? step.first * ld + block.first : block.first * ld + step.first;
     kernels_.pack_left_pairs(left, {.from = a, .ld = ld, .lines = block.rows, .depth = step.depth, .blocks = blocks,
                                     .panel_step = kPairRows * kPairDepth, .across = problem.a_by_columns});
-    PairTile tile{.blocks = blocks, .add = problem.add || s > 0};
+    PairTile tile{.blocks = blocks};
     const int64_t soon_bytes = std::min(kSoonBytes * blocks, (blocks * 2048 + tiles - 1) / tiles);
     for (size_t p = 0; p < panels.size(); ++p, right += kPairPanelElements) {
       const GemmColumns& to = *panels[p].from;
@@ -199,6 +199,8 @@ void TrainingGemm::run_block_of_pairs(const GemmProblem& problem, std::span<cons
         tile.rows = static_cast<int>(std::min(kPairRows, block.rows - t * kPairRows));
         tile.a = left + t * kPairRows * kPairDepth;
         tile.c = c_of(p, t * kPairRows, tile.c_ld);
+        tile.from = problem.add || s > 0 ? tile.c : nullptr;
+        tile.from_ld = tile.c_ld;
         // The next panel's factor, a share with every tile; the next tile's results.
         tile.soon = reinterpret_cast<const char*>(right + kPairPanelElements) + t * soon_bytes;
         int64_t next_ld = 0;

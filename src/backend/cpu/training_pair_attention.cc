@@ -45,12 +45,13 @@ float capped(float score, double softcap) {
 // c [32 * row_panels, 32 * col_panels] (+)= left right, both packed to whole panels of `depth`, a multiple of 32.
 void PairAttention::multiply(float* c, int64_t c_ld, const uint16_t* left, const uint16_t* right, int64_t row_panels,
                              int64_t col_panels, int64_t depth, bool add) const {
-  PairTile tile{.c_ld = c_ld, .rows = static_cast<int>(kPairRows), .cols = static_cast<int>(kGemmPanel), .blocks = depth / 32, .add = add};
+  PairTile tile{.c_ld = c_ld, .rows = static_cast<int>(kPairRows), .cols = static_cast<int>(kGemmPanel), .blocks = depth / 32, .from_ld = c_ld};
   for (int64_t row = 0; row < row_panels; ++row) {
     tile.a = left + row * kPairRows * depth;
     for (int64_t col = 0; col < col_panels; ++col) {
       tile.b = right + col * kGemmPanel * depth;
       tile.c = c + row * kPairRows * c_ld + col * kGemmPanel;
+      tile.from = add ? tile.c : nullptr;
       kernels_.pair_tile(tile);
     }
   }

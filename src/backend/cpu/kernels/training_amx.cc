@@ -142,11 +142,12 @@ void pair_tile(const PairTile& tile) {
   const bool whole = tile.rows == kPairRows && tile.cols == kGemmPanel;
   float* c = tile.c;
   const int64_t c_bytes = tile.c_ld * 4;
-  if (whole && tile.add) {
-    tile_load<0>(c, c_bytes);
-    tile_load<1>(c + 16, c_bytes);
-    tile_load<2>(c + 16 * tile.c_ld, c_bytes);
-    tile_load<3>(c + 16 * tile.c_ld + 16, c_bytes);
+  if (whole && tile.from != nullptr) {
+    const int64_t from_bytes = tile.from_ld * 4;
+    tile_load<0>(tile.from, from_bytes);
+    tile_load<1>(tile.from + 16, from_bytes);
+    tile_load<2>(tile.from + 16 * tile.from_ld, from_bytes);
+    tile_load<3>(tile.from + 16 * tile.from_ld + 16, from_bytes);
   } else {
     tile_zero<0>();
     tile_zero<1>();
@@ -192,7 +193,7 @@ void pair_tile(const PairTile& tile) {
       const int left = tile.cols - col < 16 ? tile.cols - col : 16;
       F32 sum = f_load(sums + row * kGemmPanel + col);
       float* to = c + row * tile.c_ld + col;
-      if (tile.add && !whole) sum = f_add(load_lanes(to, left), sum);
+      if (tile.from != nullptr && !whole) sum = f_add(load_lanes(tile.from + row * tile.from_ld + col, left), sum);
       if (tile.bias != nullptr) sum = f_add(load_lanes(tile.bias + col, left), sum);
       if (left == 16) {
         f_store(to, sum);
@@ -202,8 +203,6 @@ void pair_tile(const PairTile& tile) {
     }
   }
 }
-
-// ---- attention: scores lie as [keys][queries], so that nothing is summed or compared across lanes ---------------------
 
 // 2^x; x over 127 is infinite, under -149 it is 0, NaN stays. Relative error under 5e-6 (the Taylor polynomial of 2^r, |r| <=
 // 1/2, without r^6 and beyond), where probabilities are rounded to 2^-9.
@@ -219,6 +218,104 @@ inline F32 exp2_lanes(F32 x) {
   return _mm512_scalef_ps(p, n);
 }
 constexpr float kLog2E = 1.44269504f;
+
+// ---- gates --------------------------------------------------------------------------------------------------------
+
+struct Activated {
+  F32 value, slope;
+};
+// As training_body.h's, to what bfloat16 can tell apart: 1 / x is off by 2^-14.
+template <bool kGelu>
+inline Activated activate_lanes(F32 g) {
+  const F32 one = f_set1(1.0f);
+  if constexpr (!kGelu) {
+    const F32 s = _mm512_rcp14_ps(f_add(one, exp2_lanes(f_mul(g, f_set1(-kLog2E))))), value = f_mul(g, s);
+    return {value, _mm512_fnmadd_ps(value, s, f_add(value, s))};
+  } else {
+    const F32 square = f_mul(g, g), half = f_set1(0.5f), root = f_set1(0.7978845608f);
+    const F32 t = f_tanh(f_mul(f_mul(root, g), f_fma(square, f_set1(0.044715f), one)));
+    const F32 outer = f_mul(half, f_add(one, t));
+    const F32 inner_slope = f_mul(root, f_fma(square, f_set1(3.0f * 0.044715f), one));
+    return {f_mul(g, outer), f_fma(f_mul(f_mul(half, g), f_sub(one, f_mul(t, t))), inner_slope, outer)};
+  }
+}
+
+inline __m512i round_row(F32 low, F32 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+inline F32 low_half(__m512i row) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(row)), 16)); }
+inline F32 high_half(__m512i row) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(row, 1)), 16));
+}
+
+template <bool kGelu>
+QUIPU_KERNEL void gate_tile_of(const GateTile& tile) {
+  for (int row = 0; row < kPairRows; ++row) {
+    const float *g = tile.gate + row * kGemmPanel, *u = tile.up + row * kGemmPanel;
+    const __m512i gate = round_row(f_load(g), f_load(g + 16)), up = round_row(f_load(u), f_load(u + 16));
+    _mm512_storeu_si512(tile.gate_rounded + row * kGemmPanel, gate);
+    _mm512_storeu_si512(tile.up_rounded + row * kGemmPanel, up);
+    const F32 low = f_mul(activate_lanes<kGelu>(low_half(gate)).value, low_half(up));
+    const F32 high = f_mul(activate_lanes<kGelu>(high_half(gate)).value, high_half(up));
+    _mm512_storeu_si512(tile.activated + row / 16 * tile.half_step + row % 16 * 32, round_row(low, high));
+  }
+}
+void gate_tile(const GateTile& tile) { tile.gelu ? gate_tile_of<true>(tile) : gate_tile_of<false>(tile); }
+
+// Two rows of 32 columns as pairs of rows: 16 columns, and the other 16.
+inline void store_row_pairs(uint16_t* to, int64_t half_step, __m512i even, __m512i odd) {
+  alignas(64) static constexpr uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                    8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i low = _mm512_load_si512(kLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  _mm512_storeu_si512(to, _mm512_permutex2var_epi16(even, low, odd));
+  _mm512_storeu_si512(to + half_step, _mm512_permutex2var_epi16(even, high, odd));
+}
+
+template <bool kGelu>
+QUIPU_KERNEL void gate_tile_backward_of(const GateTileBackward& tile) {
+  for (int row = 0; row < kPairRows; row += 2) {
+    __m512i activated[2], dgate[2], dup[2];
+    repeat<2>([&](auto i) {
+      const float* d = tile.dactivated + (row + i) * kGemmPanel;
+      const __m512i gate = _mm512_loadu_si512(tile.gate + (row + i) * kGemmPanel), up = _mm512_loadu_si512(tile.up + (row + i) * kGemmPanel);
+      const Activated low = activate_lanes<kGelu>(low_half(gate)), high = activate_lanes<kGelu>(high_half(gate));
+      const F32 d_low = f_load(d), d_high = f_load(d + 16), up_low = low_half(up), up_high = high_half(up);
+      activated[i] = round_row(f_mul(low.value, up_low), f_mul(high.value, up_high));
+      dgate[i] = round_row(f_mul(f_mul(d_low, up_low), low.slope), f_mul(f_mul(d_high, up_high), high.slope));
+      dup[i] = round_row(f_mul(d_low, low.value), f_mul(d_high, high.value));
+      const int64_t at = (row + i) / 16 * tile.half_step + (row + i) % 16 * 32;
+      _mm512_storeu_si512(tile.dgate + at, dgate[i]);
+      _mm512_storeu_si512(tile.dup + at, dup[i]);
+    });
+    const int64_t pair = row / 2 * 32;
+    store_row_pairs(tile.activated_pairs + pair, tile.pairs_half_step, activated[0], activated[1]);
+    store_row_pairs(tile.dgate_pairs + pair, tile.pairs_half_step, dgate[0], dgate[1]);
+    store_row_pairs(tile.dup_pairs + pair, tile.pairs_half_step, dup[0], dup[1]);
+  }
+}
+void gate_tile_backward(const GateTileBackward& tile) {
+  tile.gelu ? gate_tile_backward_of<true>(tile) : gate_tile_backward_of<false>(tile);
+}
+
+QUIPU_KERNEL void add_tile(float* to, int64_t ld, const float* sums, bool transposed) {
+  if (!transposed) {
+    for (int row = 0; row < kPairRows; ++row) {
+      repeat<2>([&](auto i) { f_store(to + row * ld + 16 * i, f_add(f_load(to + row * ld + 16 * i), f_load(sums + row * kGemmPanel + 16 * i))); });
+    }
+    return;
+  }
+  for (int row = 0; row < kPairRows; row += 16) {
+    for (int col = 0; col < kGemmPanel; col += 16) {
+      __m512i w[16];
+      repeat<16>([&](auto i) { w[i] = _mm512_castps_si512(f_load(sums + (row + i) * kGemmPanel + col)); });
+      transpose_words(w);
+      repeat<16>([&](auto i) {
+        float* p = to + (col + i) * ld + row;
+        f_store(p, f_add(f_load(p), _mm512_castsi512_ps(w[i])));
+      });
+    }
+  }
+}
+
+// ---- attention: scores lie as [keys][queries], so that nothing is summed or compared across lanes ---------------------
 
 inline F32 capped_lanes(F32 s, float softcap) { return f_mul(f_set1(softcap), f_tanh(f_mul(s, f_set1(1.0f / softcap)))); }
 
@@ -398,6 +495,9 @@ const TrainingKernels& amx_training_kernels() {
     t.pack_right_pairs = pack_right_pairs;
     t.begin_pairs = begin_pairs;
     t.end_pairs = end_pairs;
+    t.gate_tile = gate_tile;
+    t.gate_tile_backward = gate_tile_backward;
+    t.add_tile = add_tile;
     t.score_columns = score_columns;
     t.score_columns_backward = score_columns_backward;
     t.scale_columns = scale_columns;

@@ -44,7 +44,10 @@ struct PairTile {
   const uint16_t* a = nullptr;     // [2][blocks][16 rows][32]
   const uint16_t* b = nullptr;     // [2][blocks][16 pairs][16 columns][2]
   int64_t blocks = 0;              // of 32 components
-  bool add = false;
+  // What is added to the product, rows from_ld apart; null: nothing. c, or a tile of its own where a depth is gone through in
+  // parts: rows of c that are a power of two apart share few sets of the first-level cache.
+  const float* from = nullptr;
+  int64_t from_ld = 0;
   const float* bias = nullptr;
   // What will be wanted soon, asked for while this tile is computed: `soon_bytes` from `soon`, and the lines of the next c.
   const void* soon = nullptr;
@@ -62,7 +65,35 @@ struct PairSource {
   bool across = false;             // component k of line i at from[k * ld + i], else at from[i * ld + k]
 };
 inline constexpr int64_t kPairRows = 32;
+inline constexpr int64_t kPairTile = kPairRows * kGemmPanel;   // elements of a tile of results, and of a block of a panel
 inline constexpr int64_t kPairDepth = 512;   // a packed block takes the bytes of kGemmDepth floats
+
+// The gate of a feed-forward part on a tile of 32 rows by 32 columns: gate and up are rounded first, so that backward, which
+// has the rounded ones alone, undoes what forward did.
+struct GateTile {
+  const float* gate = nullptr;     // [32][32]
+  const float* up = nullptr;
+  uint16_t* gate_rounded = nullptr;   // written: [32][32]
+  uint16_t* up_rounded = nullptr;
+  uint16_t* activated = nullptr;   // written: activation(gate) * up, a block of a left factor, its halves half_step apart
+  int64_t half_step = 0;
+  bool gelu = false;
+};
+struct GateTileBackward {
+  const float* dactivated = nullptr;   // [32][32]
+  const uint16_t* gate = nullptr;      // [32][32]
+  const uint16_t* up = nullptr;
+  // Written: blocks of left factors [rows, columns] ...
+  uint16_t* dgate = nullptr;
+  uint16_t* dup = nullptr;
+  int64_t half_step = 0;
+  // ... and of right factors [rows, columns], whose depth is the rows.
+  uint16_t* activated_pairs = nullptr;
+  uint16_t* dgate_pairs = nullptr;
+  uint16_t* dup_pairs = nullptr;
+  int64_t pairs_half_step = 0;
+  bool gelu = false;
+};
 
 // Attention over pairs works on blocks of this many keys by as many queries.
 inline constexpr int64_t kPairBlock = 64;
@@ -191,6 +222,10 @@ struct TrainingKernels {
   void (*pack_right_pairs)(uint16_t* out, const PairSource& source);
   void (*begin_pairs)();           // around a thread's pair_tile calls
   void (*end_pairs)();
+  void (*gate_tile)(const GateTile& tile);
+  void (*gate_tile_backward)(const GateTileBackward& tile);
+  // to[r * ld + c] += sums[r * 32 + c], or to[c * ld + r] where `transposed`, for 32 rows and columns.
+  void (*add_tile)(float* to, int64_t ld, const float* sums, bool transposed);
   // Attention over pairs. score_columns says whether any rescale is not 1.
   bool (*score_columns)(const ScoreColumns& block);
   void (*score_columns_backward)(const ScoreColumnsBackward& block);

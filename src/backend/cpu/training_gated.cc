@@ -1,0 +1,367 @@
+#include "backend/cpu/training_gated.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "tensor/carver.h"
+
+namespace quipu::cpu {
+namespace {
+
+size_t index_of(int64_t i) { return static_cast<size_t>(i); }
+
+// Rows of a task: of a model 512 wide its factors and results take 1.1 MB of a second-level cache, and packed weights, which
+// every task reads, come from further away no faster than tiles use them up.
+constexpr int64_t kBlockPanels = 8;
+// Blocks of 32 of a depth multiplied at once: a panel of the right factor, 24 KiB, stays in a first-level cache of 48 KiB while
+// panels of the left one go by.
+constexpr int64_t kDepthBlocks = 12;
+// Tiles of a weight's gradient summed by one task: 704 KiB.
+constexpr int64_t kGradientRows = 16, kGradientCols = 11;
+constexpr int64_t kPackPanels = 8;   // packed by one task: lines across lie side by side
+
+// `total` in parts of equal size, the last one shorter.
+struct Parts {
+  int64_t total, count, size;
+  Parts(int64_t total_in, int64_t most) : total(total_in), count((total + most - 1) / most), size(count == 0 ? 0 : (total + count - 1) / count) {
+    count = size == 0 ? 0 : (total + size - 1) / size;
+  }
+  int64_t first(int64_t part) const { return part * size; }
+  int64_t length(int64_t part) const { return std::min(size, total - first(part)); }
+};
+
+// tiles[i] = left[i] right for `count` panels of a left factor and one of a right one, which lie by part of the depth:
+// left [parts][count], tiles 32 x 32. after(i) once tile i is done: what follows on vectors runs while the next tile is summed.
+template <class After>
+void multiply_tiles(const TrainingKernels& kernels, float* tiles, const uint16_t* left, const uint16_t* right, const Parts& depth, int64_t count,
+                    const After& after) {
+  PairTile tile{.c_ld = kGemmPanel, .rows = kPairRows, .cols = kGemmPanel, .from_ld = kGemmPanel};
+  const char* soon = reinterpret_cast<const char*>(right + depth.total * kPairTile);   // the next panel, a share with every tile
+  tile.soon_bytes = depth.total * kPairTile * 2 / (depth.count * count);
+  for (int64_t part = 0; part < depth.count; ++part) {
+    tile.blocks = depth.length(part);
+    tile.b = right + depth.first(part) * kPairTile;
+    for (int64_t i = 0; i < count; ++i, soon += tile.soon_bytes) {
+      tile.a = left + (depth.first(part) * count + i * tile.blocks) * kPairTile;
+      tile.c = tiles + i * kPairTile;
+      tile.from = part > 0 ? tile.c : nullptr;
+      tile.soon = soon;
+      kernels.pair_tile(tile);
+      if (part + 1 == depth.count) after(i);
+    }
+  }
+}
+
+// `rows` rows as a left factor, by part of their depth.
+void pack_rows(const TrainingKernels& kernels, uint16_t* out, const float* from, int64_t ld, int64_t rows, const Parts& depth) {
+  const int64_t panels = (rows + kPairRows - 1) / kPairRows;
+  for (int64_t part = 0; part < depth.count; ++part) {
+    const int64_t first = depth.first(part), length = depth.length(part);
+    kernels.pack_left_pairs(out + first * panels * kPairTile, {.from = from + first * kGemmPanel, .ld = ld, .lines = rows, .depth = length * kGemmPanel,
+                                                               .blocks = length, .panel_step = length * kPairTile});
+  }
+}
+
+}  // namespace
+
+// In panels (blocks) of 32.
+struct GatedPairs::Sizes {
+  Sizes(int64_t rows_in, int64_t hidden_in, int64_t inner_in)
+      : rows(rows_in), row_panels((rows_in + kPairRows - 1) / kPairRows), hidden(hidden_in / kGemmPanel), inner(inner_in / kGemmPanel),
+        blocks(row_panels, kBlockPanels), row_parts(row_panels, kDepthBlocks), hidden_parts(hidden, kDepthBlocks), inner_parts(inner, kDepthBlocks) {}
+  int64_t rows;                    // not panels
+  int64_t row_panels, hidden, inner;
+  Parts blocks;                    // of rows: tasks
+  Parts row_parts, hidden_parts, inner_parts;   // of depths
+  // What a worker has room for: not blocks.size, which may be less for more rows.
+  int64_t most_panels() const { return std::min(kBlockPanels, row_panels); }
+};
+
+// [row panels][inner panels][32][32]
+struct GatedPairs::Saved {
+  Saved(Carver& carver, const Sizes& s)
+      : gate(carver.take<uint16_t>(s.row_panels * s.inner * kPairTile)), up(carver.take<uint16_t>(s.row_panels * s.inner * kPairTile)) {}
+  uint16_t *gate, *up;
+};
+
+struct GatedPairs::Forward {
+  struct Worker {
+    Worker(Carver& carver, const Sizes& s)
+        : x(carver.take<uint16_t>(s.most_panels() * s.hidden * kPairTile)),
+          activated(carver.take<uint16_t>(s.most_panels() * s.inner_parts.size * kPairTile)),
+          wide(carver.take<float>(2 * s.most_panels() * kPairTile)),
+          sums(carver.take<float>(s.most_panels() * s.hidden * kPairTile)) {}
+    uint16_t *x, *activated;       // left factors [rows, hidden], [rows, a part of inner]
+    float* wide;                   // tiles of gate, of up
+    float* sums;                   // [hidden panels] tiles of out
+  };
+  Forward(Carver& carver, const Sizes& sizes, int threads) : s(sizes) {
+    wide = carver.take<uint16_t>(2 * s.inner * s.hidden * kPairTile);
+    down = carver.take<uint16_t>(s.inner * s.hidden * kPairTile);
+    for (int i = 0; i < threads; ++i) workers.emplace_back(carver, s);
+  }
+  Sizes s;
+  uint16_t* wide;                  // [inner panels][gate, up]: right factors [hidden, inner]
+  uint16_t* down;                  // by part of inner, by panel: right factors [inner, hidden]
+  std::vector<Worker> workers;
+  MatrixView<float> out;
+  MatrixView<const float> x;
+  const Saved* saved = nullptr;
+  bool gelu = false;
+};
+
+struct GatedPairs::Backward {
+  struct Worker {
+    Worker(Carver& carver, const Sizes& s) {
+      const size_t mark = carver.mark();
+      dout = carver.take<uint16_t>(s.most_panels() * s.hidden * kPairTile);
+      dwide = carver.take<uint16_t>(2 * s.most_panels() * s.inner_parts.size * kPairTile);
+      dactivated = carver.take<float>(s.most_panels() * kPairTile);
+      sums = carver.take<float>(s.most_panels() * s.hidden * kPairTile);
+      const size_t rows_end = carver.mark();
+      carver.rewind(mark);
+      gradient = carver.take<float>(std::min(kGradientRows, s.hidden) * std::min(kGradientCols, s.inner) * kPairTile);
+      carver.rewind(std::max(rows_end, carver.mark()));
+    }
+    uint16_t *dout, *dwide;        // left factors [rows, hidden]; [gate, up] [rows, a part of inner]
+    float* dactivated;             // tiles
+    float* sums;                   // [hidden panels] tiles of dx
+    float* gradient;               // of weight_gradient(), when the others are done with
+  };
+  Backward(Carver& carver, const Sizes& sizes, int threads) : s(sizes) {
+    down = carver.take<uint16_t>(s.inner * s.hidden * kPairTile);
+    wide = carver.take<uint16_t>(2 * s.inner * s.hidden * kPairTile);
+    x_columns = carver.take<uint16_t>(s.row_panels * s.hidden * kPairTile);
+    dout_columns = carver.take<uint16_t>(s.row_panels * s.hidden * kPairTile);
+    for (uint16_t** rows : {&activated, &dgate, &dup}) *rows = carver.take<uint16_t>(s.row_panels * s.inner * kPairTile);
+    for (int i = 0; i < threads; ++i) workers.emplace_back(carver, s);
+  }
+  Sizes s;
+  uint16_t* down;                  // [inner panels]: right factors [hidden, inner]
+  uint16_t* wide;                  // by part of inner, by panel, gate and up: right factors [inner, hidden]
+  // By part of the rows, by panel: left factors [hidden, rows] and right ones [rows, inner].
+  uint16_t *x_columns, *dout_columns;
+  uint16_t *activated, *dgate, *dup;
+  std::vector<Worker> workers;
+  MatrixView<float> dx;
+  MatrixView<const float> dout, x;
+  const GatedCall<float>* call = nullptr;
+  const Saved* saved = nullptr;
+  bool gelu = false;
+};
+
+GatedMemory GatedPairs::memory(const GatedShape& shape, int64_t rows) const {
+  const Sizes s(rows, shape.hidden, shape.inner);
+  Carver saved, forward, backward;
+  Saved(saved, s);
+  Forward(forward, s, pool_.threads());
+  Backward(backward, s, pool_.threads());
+  return {saved.bytes(), std::max(forward.bytes(), backward.bytes())};
+}
+
+void GatedPairs::forward(MatrixView<float> out, MatrixView<const float> x, const GatedCall<float>& call) {
+  const Sizes s(x.rows, x.cols, call.gate.rows);
+  Carver saved_carver(call.saved), carver(call.scratch);
+  const Saved saved(saved_carver, s);
+  Forward f(carver, s, pool_.threads());
+  f.out = out, f.x = x, f.saved = &saved, f.gelu = call.activation == GateActivation::kGeluTanh;
+  pool_.parallel_for(s.inner, [&](int64_t panel) {
+    for (int64_t which = 0; which < 2; ++which) {
+      const MatrixView<const float>& w = which == 0 ? call.gate : call.up;
+      for (int64_t part = 0; part < s.hidden_parts.count; ++part) {
+        const int64_t first = s.hidden_parts.first(part), length = s.hidden_parts.length(part);
+        kernels_.pack_right_pairs(f.wide + ((2 * panel + which) * s.hidden + first) * kPairTile,
+                                  {.from = w.row(panel * kGemmPanel) + first * kGemmPanel, .ld = w.stride, .lines = kGemmPanel,
+                                   .depth = length * kGemmPanel, .blocks = length});
+      }
+    }
+  });
+  pool_.parallel_for(s.hidden * s.inner_parts.count, [&](int64_t index) {
+    const int64_t panel = index / s.inner_parts.count, part = index % s.inner_parts.count;
+    const int64_t first = s.inner_parts.first(part), length = s.inner_parts.length(part);
+    kernels_.pack_right_pairs(f.down + (first * s.hidden + panel * length) * kPairTile,
+                              {.from = call.down.row(panel * kGemmPanel) + first * kGemmPanel, .ld = call.down.stride, .lines = kGemmPanel,
+                               .depth = length * kGemmPanel, .blocks = length});
+  });
+  pool_.parallel_for_worker(s.blocks.count, [&](int64_t block, int worker) { forward_rows(f, block, worker); });
+}
+
+// Products over a part of inner that add up to rows of out or dx.
+struct GatedPairs::RowSums {
+  float* sums;                     // [hidden panels][tiles]
+  const uint16_t* left;            // [tiles] panels
+  const uint16_t* right;           // [hidden panels], right_step apart
+  int64_t right_step, blocks, tiles;
+  bool first, last;                // of what adds up
+};
+
+// The tiles of one panel of hidden; the last sum goes to `out`, whose rows from first_row on they are.
+void GatedPairs::add_rows(const RowSums& sums, const MatrixView<float>& out, int64_t first_row, int64_t col) const {
+  PairTile tile{.rows = kPairRows, .cols = kGemmPanel, .b = sums.right + col * sums.right_step, .blocks = sums.blocks, .from_ld = kGemmPanel};
+  tile.soon_bytes = sums.right_step * 2 / sums.tiles;
+  for (int64_t t = 0; t < sums.tiles; ++t) {
+    float* partial = sums.sums + (col * sums.tiles + t) * kPairTile;
+    tile.a = sums.left + t * sums.blocks * kPairTile;
+    tile.from = sums.first ? nullptr : partial;
+    tile.c = partial;
+    tile.c_ld = kGemmPanel;
+    if (sums.last) {
+      tile.c = out.row(first_row + t * kPairRows) + col * kGemmPanel;
+      tile.c_ld = out.stride;
+      tile.rows = static_cast<int>(std::min(kPairRows, out.rows - first_row - t * kPairRows));
+    }
+    tile.soon = reinterpret_cast<const char*>(tile.b + sums.right_step) + t * tile.soon_bytes;
+    kernels_.pair_tile(tile);
+  }
+}
+
+void GatedPairs::forward_rows(const Forward& f, int64_t block, int worker) const {
+  const Sizes& s = f.s;
+  const Forward::Worker& w = f.workers[index_of(worker)];
+  const int64_t first_panel = s.blocks.first(block), tiles = s.blocks.length(block), first_row = first_panel * kPairRows;
+  const int64_t rows = std::min(tiles * kPairRows, s.rows - first_row), panel = s.hidden * kPairTile;
+  pack_rows(kernels_, w.x, f.x.row(first_row), f.x.stride, rows, s.hidden_parts);
+  kernels_.begin_pairs();
+  for (int64_t part = 0; part < s.inner_parts.count; ++part) {
+    const int64_t first = s.inner_parts.first(part), length = s.inner_parts.length(part), step = length * kPairTile;
+    for (int64_t inner = first; inner < first + length; ++inner) {
+      const uint16_t* wide = f.wide + 2 * inner * panel;
+      float* up = w.wide + tiles * kPairTile;
+      multiply_tiles(kernels_, w.wide, w.x, wide, s.hidden_parts, tiles, [](int64_t) {});
+      multiply_tiles(kernels_, up, w.x, wide + panel, s.hidden_parts, tiles, [&](int64_t t) {
+        const int64_t at = ((first_panel + t) * s.inner + inner) * kPairTile;
+        kernels_.gate_tile({.gate = w.wide + t * kPairTile, .up = up + t * kPairTile, .gate_rounded = f.saved->gate + at, .up_rounded = f.saved->up + at,
+                            .activated = w.activated + t * step + (inner - first) * 512, .half_step = length * 512, .gelu = f.gelu});
+      });
+    }
+    const RowSums sums{w.sums, w.activated, f.down + first * panel, step, length, tiles, part == 0, part + 1 == s.inner_parts.count};
+    for (int64_t col = 0; col < s.hidden; ++col) add_rows(sums, f.out, first_row, col);
+  }
+  kernels_.end_pairs();
+}
+
+// Weights, x and dout as the factors backward wants.
+void GatedPairs::pack_backward(const Backward& b) const {
+  const Sizes& s = b.s;
+  const Parts inner_groups(s.inner, kPackPanels), hidden_groups(s.hidden, kPackPanels);
+  pool_.parallel_for(inner_groups.count, [&](int64_t group) {
+    const int64_t first = inner_groups.first(group), panel = s.hidden * kPairTile;
+    for (int64_t part = 0; part < s.hidden_parts.count; ++part) {
+      const int64_t first_row = s.hidden_parts.first(part), length = s.hidden_parts.length(part);
+      kernels_.pack_right_pairs(b.down + first * panel + first_row * kPairTile,
+                                {.from = b.call->down.row(first_row * kGemmPanel) + first * kGemmPanel, .ld = b.call->down.stride,
+                                 .lines = inner_groups.length(group) * kGemmPanel, .depth = length * kGemmPanel, .blocks = length,
+                                 .panel_step = panel, .across = true});
+    }
+  });
+  pool_.parallel_for(hidden_groups.count * s.inner_parts.count * 2, [&](int64_t index) {
+    const int64_t group = index / 2 / s.inner_parts.count, part = index / 2 % s.inner_parts.count, which = index % 2;
+    const int64_t first = s.inner_parts.first(part), length = s.inner_parts.length(part), first_col = hidden_groups.first(group);
+    const MatrixView<const float>& w = which == 0 ? b.call->gate : b.call->up;
+    kernels_.pack_right_pairs(b.wide + 2 * (first * s.hidden + first_col * length) * kPairTile + which * length * kPairTile,
+                              {.from = w.row(first * kGemmPanel) + first_col * kGemmPanel, .ld = w.stride,
+                               .lines = hidden_groups.length(group) * kGemmPanel, .depth = length * kGemmPanel, .blocks = length,
+                               .panel_step = 2 * length * kPairTile, .across = true});
+  });
+  pool_.parallel_for(hidden_groups.count * s.row_parts.count * 2, [&](int64_t index) {
+    const int64_t group = index / 2 / s.row_parts.count, part = index / 2 % s.row_parts.count, which = index % 2;
+    const int64_t first = s.row_parts.first(part), length = s.row_parts.length(part), first_col = hidden_groups.first(group);
+    const MatrixView<const float>& from = which == 0 ? b.x : b.dout;
+    kernels_.pack_left_pairs((which == 0 ? b.x_columns : b.dout_columns) + (first * s.hidden + first_col * length) * kPairTile,
+                             {.from = from.row(first * kPairRows) + first_col * kGemmPanel, .ld = from.stride,
+                              .lines = hidden_groups.length(group) * kGemmPanel, .depth = std::min(length * kPairRows, s.rows - first * kPairRows),
+                              .blocks = length, .panel_step = length * kPairTile, .across = true});
+  });
+}
+
+// Tiles of one weight's gradient: panels of inner by panels of hidden.
+struct GatedPairs::WeightTask {
+  const uint16_t* left;            // x_columns or dout_columns
+  const uint16_t* right;           // dgate, dup or activated
+  MatrixView<float> gradient;
+  bool transposed;                 // gradient [inner, hidden]
+  int64_t first_row, rows, first_col, cols;   // panels of hidden, of inner
+};
+
+void GatedPairs::backward(MatrixView<float> dx, const GatedGradients<float>& gradients, MatrixView<const float> dout,
+                          MatrixView<const float> x, const GatedCall<float>& call) {
+  const Sizes s(x.rows, x.cols, call.gate.rows);
+  Carver saved_carver(call.saved), carver(call.scratch);
+  const Saved saved(saved_carver, s);
+  Backward b(carver, s, pool_.threads());
+  b.dx = dx, b.dout = dout, b.x = x, b.call = &call, b.saved = &saved, b.gelu = call.activation == GateActivation::kGeluTanh;
+  pack_backward(b);
+  pool_.parallel_for_worker(s.blocks.count, [&](int64_t block, int worker) { backward_rows(b, block, worker); });
+  std::vector<WeightTask> tasks;
+  const Parts row_groups(s.hidden, kGradientRows), col_groups(s.inner, kGradientCols);
+  const auto add = [&](const uint16_t* left, const uint16_t* right, const MatrixView<float>& gradient, bool transposed) {
+    for (int64_t i = 0; i < row_groups.count * col_groups.count && gradient.data != nullptr; ++i) {
+      const int64_t row = i / col_groups.count, col = i % col_groups.count;
+      tasks.push_back({left, right, gradient, transposed, row_groups.first(row), row_groups.length(row), col_groups.first(col), col_groups.length(col)});
+    }
+  };
+  add(b.x_columns, b.dgate, gradients.gate, true);
+  add(b.x_columns, b.dup, gradients.up, true);
+  add(b.dout_columns, b.activated, gradients.down, false);
+  pool_.parallel_for_worker(static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) { weight_gradient(b, tasks[index_of(i)], worker); });
+}
+
+void GatedPairs::backward_rows(const Backward& b, int64_t block, int worker) const {
+  const Sizes& s = b.s;
+  const Backward::Worker& w = b.workers[index_of(worker)];
+  const int64_t first_panel = s.blocks.first(block), tiles = s.blocks.length(block), first_row = first_panel * kPairRows;
+  const int64_t rows = std::min(tiles * kPairRows, s.rows - first_row), panel = s.hidden * kPairTile;
+  pack_rows(kernels_, w.dout, b.dout.row(first_row), b.dout.stride, rows, s.hidden_parts);
+  kernels_.begin_pairs();
+  for (int64_t part = 0; part < s.inner_parts.count; ++part) {
+    const int64_t first = s.inner_parts.first(part), length = s.inner_parts.length(part), step = length * kPairTile;
+    for (int64_t inner = first; inner < first + length; ++inner) {
+      multiply_tiles(kernels_, w.dactivated, w.dout, b.down + inner * panel, s.hidden_parts, tiles, [&](int64_t t) {
+        const int64_t row_panel = first_panel + t, row_part = row_panel / s.row_parts.size, part_blocks = s.row_parts.length(row_part);
+        const int64_t saved = (row_panel * s.inner + inner) * kPairTile, left = t * step + (inner - first) * 512;
+        const int64_t right = (s.row_parts.first(row_part) * s.inner + inner * part_blocks) * kPairTile + (row_panel - s.row_parts.first(row_part)) * 512;
+        kernels_.gate_tile_backward({.dactivated = w.dactivated + t * kPairTile, .gate = b.saved->gate + saved, .up = b.saved->up + saved,
+                                     .dgate = w.dwide + left, .dup = w.dwide + tiles * step + left, .half_step = length * 512,
+                                     .activated_pairs = b.activated + right, .dgate_pairs = b.dgate + right, .dup_pairs = b.dup + right,
+                                     .pairs_half_step = part_blocks * 512, .gelu = b.gelu});
+      });
+    }
+    const uint16_t* wide = b.wide + 2 * first * panel;
+    const bool last = part + 1 == s.inner_parts.count;
+    const RowSums gate{w.sums, w.dwide, wide, 2 * step, length, tiles, part == 0, false}, up{w.sums, w.dwide + tiles * step, wide + step, 2 * step, length, tiles, false, last};
+    for (int64_t col = 0; col < s.hidden; ++col) {
+      add_rows(gate, b.dx, first_row, col);
+      add_rows(up, b.dx, first_row, col);
+    }
+  }
+  kernels_.end_pairs();
+}
+
+void GatedPairs::weight_gradient(const Backward& b, const WeightTask& task, int worker) const {
+  const Sizes& s = b.s;
+  float* sums = b.workers[index_of(worker)].gradient;
+  kernels_.begin_pairs();
+  for (int64_t part = 0; part < s.row_parts.count; ++part) {
+    const int64_t first = s.row_parts.first(part), length = s.row_parts.length(part), step = length * kPairTile;
+    PairTile product{.c_ld = kGemmPanel, .rows = kPairRows, .cols = kGemmPanel, .blocks = length, .from_ld = kGemmPanel};
+    product.c = sums;
+    for (int64_t col = 0; col < task.cols; ++col) {
+      product.b = task.right + first * s.inner * kPairTile + (task.first_col + col) * step;
+      product.a = task.left + first * s.hidden * kPairTile + task.first_row * step;
+      for (int64_t row = 0; row < task.rows; ++row, product.a += step, product.c += kPairTile) {
+        product.from = part > 0 ? product.c : nullptr;
+        kernels_.pair_tile(product);
+      }
+    }
+  }
+  kernels_.end_pairs();
+  for (int64_t col = 0; col < task.cols; ++col) {
+    for (int64_t row = 0; row < task.rows; ++row, sums += kPairTile) {
+      const int64_t hidden = (task.first_row + row) * kGemmPanel, inner = (task.first_col + col) * kGemmPanel;
+      float* to = task.transposed ? task.gradient.row(inner) + hidden : task.gradient.row(hidden) + inner;
+      kernels_.add_tile(to, task.gradient.stride, sums, task.transposed);
+    }
+  }
+}
+
+}  // namespace quipu::cpu
