@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -153,29 +154,43 @@ SweepCase case_of(const nlohmann::ordered_json& json) {
   return one;
 }
 
-// Puts the cases of an earlier run's file before those of this one, except what was measured again.
-Result<void> add_earlier(SweepReport& report, const std::string& path, DType cache) {
+// What a file of an earlier run says, for runs in parts.
+struct EarlierSweep {
+  std::string path;
+  std::map<std::string, std::string> facts;   // by kEqualFacts
+  std::vector<SweepCase> cases;
+};
+constexpr const char* kEqualFacts[] = {"shape", "backend", "processor", "cache_type"};
+
+Result<EarlierSweep> read_earlier(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, read_text(path));
+  EarlierSweep earlier{.path = path};
   try {
     const auto json = nlohmann::ordered_json::parse(text);
-    const std::pair<const char*, std::string> equal[] = {
-        {"shape", report.shape}, {"backend", report.backend}, {"processor", cpu_model_name()}, {"cache_type", std::string(dtype_name(cache))}};
-    for (const auto& [key, value] : equal) {
-      const std::string before = json.at(key);
-      if (before != value) return usage_error("--add: " + path + " is of " + key + " " + printable(before) + ", this run of " + value);
-    }
-    std::vector<SweepCase> cases;
-    for (const auto& entry : json.at("cases")) {
-      SweepCase one = case_of(entry);
-      const auto again = [&](const SweepCase& other) {
-        return other.key == one.key && other.context == one.context && other.batch == one.batch;
-      };
-      if (std::none_of(report.cases.begin(), report.cases.end(), again)) cases.push_back(std::move(one));
-    }
-    report.cases.insert(report.cases.begin(), std::make_move_iterator(cases.begin()), std::make_move_iterator(cases.end()));
-  } catch (const nlohmann::json::exception& error) {
-    return bad_input("--add: " + path + " is no file of bench-rooms: " + error.what());
+    for (const char* key : kEqualFacts) earlier.facts[key] = json.at(key);
+    for (const auto& entry : json.at("cases")) earlier.cases.push_back(case_of(entry));
+  } catch (const nlohmann::json::parse_error& error) {
+    return bad_input("--add: " + path + ": no JSON at byte " + std::to_string(error.byte) + ", expected what bench-rooms --json wrote");
+  } catch (const nlohmann::json::exception&) {
+    return bad_input("--add: " + path + ": its fields are not those that bench-rooms --json writes");
   }
+  return earlier;
+}
+
+// Puts an earlier run's cases before those of this one, except what was measured again.
+Result<void> add_earlier(SweepReport& report, EarlierSweep earlier, DType cache) {
+  const std::string values[] = {report.shape, report.backend, cpu_model_name(), std::string(dtype_name(cache))};
+  for (size_t i = 0; i < std::size(kEqualFacts); ++i) {
+    const std::string& before = earlier.facts[kEqualFacts[i]];
+    if (before == values[i]) continue;
+    return usage_error("--add: " + earlier.path + " is of " + kEqualFacts[i] + " " + printable(before) + ", this run of " + values[i]);
+  }
+  std::erase_if(earlier.cases, [&](const SweepCase& one) {
+    return std::any_of(report.cases.begin(), report.cases.end(), [&](const SweepCase& other) {
+      return other.key == one.key && other.context == one.context && other.batch == one.batch;
+    });
+  });
+  report.cases.insert(report.cases.begin(), std::make_move_iterator(earlier.cases.begin()), std::make_move_iterator(earlier.cases.end()));
   return {};
 }
 
@@ -273,13 +288,17 @@ Result<void> bench_rooms(const BenchRoomsFlags& flags) {
     if (!path.empty()) RETURN_IF_ERROR(check_plot_path(path));
   }
   if (flags.add && flags.json_file.empty()) return usage_error("--add: to which file? give it with --json FILE");
+  std::optional<EarlierSweep> earlier;
+  if (flags.add && std::filesystem::exists(flags.json_file)) {
+    ASSIGN_OR_RETURN(earlier, read_earlier(flags.json_file));
+  }
   ProgressBar bar("bench-rooms", {.share = true});
   options.on_progress = [&bar](double done, double total, const std::string& next) { bar.update(done, total, next); };
   auto measured = sweep_rooms(options);
   bar.finish();
   if (!measured.ok()) return std::move(measured).error();
   SweepReport& report = *measured;
-  if (flags.add && std::filesystem::exists(flags.json_file)) RETURN_IF_ERROR(add_earlier(report, flags.json_file, options.cache_dtype));
+  if (earlier.has_value()) RETURN_IF_ERROR(add_earlier(report, *std::move(earlier), options.cache_dtype));
   if (!flags.json_file.empty())
     RETURN_IF_ERROR(write_json_file(flags.json_file, sweep_json(report, options.cache_dtype)));
   if (!report.cases.empty()) {

@@ -144,7 +144,9 @@ class BenchRooms(Case):
 
             self.assertIn("cache_type f16, this run of q8_0", said(2, "--cache-type", "q8_0"))
             path.write_text("[1]")
-            self.assertIn("no file of bench-rooms", said(3))
+            self.assertIn("its fields are not those", said(3))
+            path.write_text('{"shape": ')
+            self.assertIn("no JSON at byte 11", said(3))
         self.refused(2, "bench-rooms", "--add")
 
     def test_says_what_it_leaves_out_and_why(self):
