@@ -435,16 +435,27 @@ TEST(Infini, AStateDoesNotDependOnHowThePromptWasCut) {
 }
 
 TEST(Infini, AForgedNumberOfWaitingWritesStaysInsideItsPages) {
-  Config s{.head_dim = 64, .value_dim = 64};
+  Config s{.head_dim = 64, .value_dim = 64, .segment = 10};
+  constexpr int32_t kGroup = 4;   // writes of a memory of 64 x 64
   InfiniLayer layer(s.hidden, parameters_of(s), weights_of(s));
-  for (const int32_t forged : {-1, INT32_MIN, INT32_MAX, 5}) {
-    layer.begin_again();
-    layer.feed(random_input(13, s.hidden));
+  const auto waiting = [&] {
     for (size_t i = 0; i < layer.state().regions(); ++i) {
       RegionState& region = layer.state().region(i);
-      if (region.spec.name == "waiting") std::memcpy(region.pages[0], &forged, sizeof(forged));
+      if (region.spec.name == "waiting") return std::span(reinterpret_cast<int32_t*>(region.pages[0]), 1);
     }
-    for (int64_t step = 0; step < 6; ++step) EXPECT_EQ(layer.feed(random_input(1, s.hidden)).size(), 12u);
+    return std::span<int32_t>();
+  };
+  for (const int32_t forged : {-1, INT32_MIN, INT32_MAX, kGroup, kGroup + 1}) {
+    for (int64_t fed = 10; fed < 21; ++fed) {   // every place in a group and in a segment
+      for (const int64_t rows : {1, 2, 3, 7}) {
+        layer.begin_again();
+        layer.feed(random_input(fed, s.hidden));
+        ASSERT_EQ(waiting().size(), 1u);
+        waiting()[0] = forged;
+        EXPECT_EQ(layer.feed(random_input(rows, s.hidden)).size(), static_cast<size_t>(rows * s.hidden));
+        EXPECT_TRUE(waiting()[0] >= 0 && waiting()[0] <= kGroup) << waiting()[0] << " after " << fed << " + " << rows << ", forged " << forged;
+      }
+    }
   }
 }
 

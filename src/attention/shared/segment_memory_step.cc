@@ -305,7 +305,8 @@ void SegmentMemory::settle(MemoryStep& step, const MemoryRun& run, int64_t memor
   const Writes plan = writes_of(step, run, memory);
   const int64_t group = s_.write_group(), features = s_.map.count();
   float* keys = cursor.waiting_key + memory * group * features;
-  int64_t slot = plan.any_now ? 0 : plan.waited;
+  // A count from a forged state leaves room for this run's.
+  int64_t slot = plan.any_now ? 0 : std::min(plan.waited, group - (run.row_begin + run.rows - plan.now_end));
   for (int64_t row = plan.now_end; row < run.row_begin + run.rows; ++row) {
     if (step.write(row, memory) == 0.0f) continue;
     std::memcpy(keys + slot++ * features, step.key_features.row(row) + memory * features, static_cast<size_t>(features) * sizeof(float));
