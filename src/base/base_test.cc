@@ -1,8 +1,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <fstream>
+#include <thread>
 #include <vector>
 
 #include "base/atomic_file.h"
@@ -113,6 +115,44 @@ TEST(ThreadPool, SurvivesManyShortRuns) {
   std::atomic<int64_t> sum{0};
   for (int run = 0; run < 5000; ++run) pool.parallel_for(3, [&](int64_t i) { sum.fetch_add(i); });
   EXPECT_EQ(sum.load(), 5000 * 3);
+}
+
+// Waits for another task, but not for ever.
+bool comes_true(const std::atomic<bool>& flag) {
+  for (int i = 0; i < 10000 && !flag.load(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  return flag.load();
+}
+
+TEST(ThreadPool, EveryThreadBeginsWithItsOwnShare) {
+  ThreadPool pool(2);
+  for (int run = 0; run < 20; ++run) {
+    std::atomic<bool> third_began{false}, first_ended{false};
+    std::atomic<int> kept{0};
+    pool.parallel_for(4, [&](int64_t i) {
+      if (i == 2) third_began = true;
+      if (i == 0) {   // were task 1 the other thread's, each would wait for the other
+        if (comes_true(third_began)) ++kept;
+        first_ended = true;
+      }
+      if (i == 1 && comes_true(first_ended)) ++kept;
+    });
+    ASSERT_EQ(kept.load(), 2);
+  }
+}
+
+TEST(ThreadPool, AThreadThatIsDoneTakesOver) {
+  ThreadPool pool(2);
+  std::atomic<bool> others_done{false};
+  std::atomic<int> done{0};
+  bool seen = false;
+  pool.parallel_for(8, [&](int64_t i) {
+    if (i == 0) {
+      seen = comes_true(others_done);
+    } else if (done.fetch_add(1) == 6) {
+      others_done = true;
+    }
+  });
+  EXPECT_TRUE(seen) << done.load() << " of 7 others were done while the first waited";
 }
 
 TEST(CpuFeatures, LevelsAreOrderedAndNamed) {

@@ -39,6 +39,7 @@ int available_cores() {
 ThreadPool::ThreadPool(int threads) {
   if (threads == 0) threads = available_cores();
   CHECK(threads >= 1) << threads;
+  runs_ = std::vector<Run>(static_cast<size_t>(threads));
   workers_.reserve(static_cast<size_t>(threads - 1));
   for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
 }
@@ -50,24 +51,40 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::drain(int worker) {
+bool ThreadPool::take(int64_t& task, int from, bool last) {
+  std::atomic<uint64_t>& run = runs_[static_cast<size_t>(from)].left;
+  uint64_t left = run.load(std::memory_order_relaxed);
   for (;;) {
-    const int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
-    if (index >= tasks_) return;
-    entry_(context_, index, worker);
+    const uint64_t begin = left & 0xffffffffu, end = left >> 32;
+    if (begin >= end) return false;
+    const uint64_t rest = last ? begin | (end - 1) << 32 : (begin + 1) | end << 32;
+    if (!run.compare_exchange_weak(left, rest, std::memory_order_relaxed)) continue;
+    task = static_cast<int64_t>(last ? end - 1 : begin);
+    return true;
+  }
+}
+
+void ThreadPool::drain(int worker) {
+  const int count = threads();
+  for (int64_t task = 0; take(task, worker, false);) entry_(context_, task, worker);
+  for (int other = 1; other < count; ++other) {
+    for (int64_t task = 0; take(task, (worker + other) % count, true);) entry_(context_, task, worker);
   }
 }
 
 void ThreadPool::run(int64_t tasks, Entry entry, const void* context) {
   if (tasks <= 0) return;
+  CHECK(tasks < int64_t{1} << 32) << tasks;
   if (workers_.empty() || tasks == 1) {
     for (int64_t index = 0; index < tasks; ++index) entry(context, index, 0);
     return;
   }
   entry_ = entry;
   context_ = context;
-  tasks_ = tasks;
-  next_.store(0, std::memory_order_relaxed);
+  const auto count = static_cast<uint64_t>(threads()), all = static_cast<uint64_t>(tasks);
+  for (uint64_t i = 0; i < count; ++i) {
+    runs_[i].left.store(i * all / count | ((i + 1) * all / count) << 32, std::memory_order_relaxed);
+  }
   busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();

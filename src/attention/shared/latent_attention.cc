@@ -240,7 +240,7 @@ int64_t LatentAttention::scratch_bytes(int64_t rows) const {
   const int64_t tile = std::min(rows, kTileRows);
   const ExpandedShape shape = kernel_shape(DType::kF32, Isa::kPortable);
   int64_t bytes = Arena::planned<float>(rows * s_.heads * s_.query_dim()) + Arena::planned<float>(rows * s_.width()) +
-                  Arena::planned<float>(rows * s_.query_rank) + Arena::planned<float>(rows * s_.heads * s_.rope_dim) +
+                  Arena::planned<float>(rows * s_.query_rank) +
                   Arena::planned<float>(rows * s_.heads * s_.value_dim);
   if (s_.form != LatentForm::kExpanded) {
     bytes += Arena::planned<float>(tile * s_.heads * s_.width()) + Arena::planned<float>(tile * s_.heads * s_.rank) +
@@ -259,24 +259,12 @@ void LatentAttention::norm(Backend& backend, MatrixView<float> x, const std::vec
   if (s_.norm == LatentNorm::kLayer) backend.layer_norm(x, x, weight, bias, s_.norm_epsilon);
 }
 
-// Only the last rope_dim entries of a head turn: they are gathered, rotated and put back.
-void LatentAttention::rotate_queries(Backend& backend, MatrixView<float> query, std::span<const int64_t> positions,
-                                     Arena& scratch) const {
-  const ArenaMark mark(scratch);
-  const int64_t dim = s_.rope_dim;
-  const MatrixView<float> rotary = scratch.matrix(query.rows, s_.heads * dim);
-  for (int64_t row = 0; row < query.rows; ++row) {
-    for (int64_t head = 0; head < s_.heads; ++head) {
-      std::copy_n(query.row(row) + head * s_.query_dim() + s_.nope_dim, dim, rotary.row(row) + head * dim);
-    }
-  }
-  backend.rope(rotary, dim, positions, s_.rope.inverse_frequency,
-               {.interleaved = s_.rope.interleaved, .rotary_dim = dim, .magnitude = s_.rope.magnitude});
-  for (int64_t row = 0; row < query.rows; ++row) {
-    for (int64_t head = 0; head < s_.heads; ++head) {
-      std::copy_n(rotary.row(row) + head * dim, dim, query.row(row) + head * s_.query_dim() + s_.nope_dim);
-    }
-  }
+// Only the last rope_dim entries of a head turn: heads that begin nope_dim later, of which the first entries turn.
+void LatentAttention::rotate_queries(Backend& backend, MatrixView<float> query, std::span<const int64_t> positions) const {
+  MatrixView<float> rotary = query;
+  rotary.data += s_.nope_dim;
+  backend.rope(rotary, s_.query_dim(), positions, s_.rope.inverse_frequency,
+               {.interleaved = s_.rope.interleaved, .rotary_dim = s_.rope_dim, .magnitude = s_.rope.magnitude});
 }
 
 LatentAttention::Projected LatentAttention::project(Backend& backend, MatrixView<const float> x,
@@ -298,7 +286,7 @@ LatentAttention::Projected LatentAttention::project(Backend& backend, MatrixView
   if (s_.rope_dim > 0) {
     backend.rope(result.latent.cols_from(s_.rank, s_.rope_dim), s_.rope_dim, positions, s_.rope.inverse_frequency,
                  {.interleaved = s_.rope.interleaved, .rotary_dim = s_.rope_dim, .magnitude = s_.rope.magnitude});
-    rotate_queries(backend, result.query, positions, scratch);
+    rotate_queries(backend, result.query, positions);
   }
   return result;
 }
@@ -317,12 +305,12 @@ void LatentAttention::absorbed(Backend& backend, MatrixView<float> heads, Matrix
     const MatrixView<const float> from = query.rows_from(begin, rows);
     const MatrixView<float> to = heads.rows_from(begin, rows);
     absorb(backend, q, from, s_.width());
-    for (int64_t head = 0; head < s_.heads; ++head) {
-      for (int64_t row = 0; row < rows; ++row) {
+    backend.pool().parallel_for(rows, [&](int64_t row) {
+      for (int64_t head = 0; head < s_.heads; ++head) {
         std::copy_n(from.row(row) + head * s_.query_dim() + s_.nope_dim, s_.rope_dim,
                     q.row(row) + head * s_.width() + s_.rank);
       }
-    }
+    });
     attend_absorbed(backend.pool(), sums, q, contexts.subspan(static_cast<size_t>(begin), static_cast<size_t>(rows)), shape,
                     work);
     raise_values(backend, to, sums);

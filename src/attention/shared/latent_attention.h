@@ -108,7 +108,7 @@ class LatentAttention {
   Result<void> bind_expanding(std::span<const float> joint, Backend& backend);
   bool expands_in_tiles(const Backend& backend, DType dtype) const;
   void norm(Backend& backend, MatrixView<float> x, const std::vector<float>& weight, const std::vector<float>& bias) const;
-  void rotate_queries(Backend& backend, MatrixView<float> query, std::span<const int64_t> positions, Arena& scratch) const;
+  void rotate_queries(Backend& backend, MatrixView<float> query, std::span<const int64_t> positions) const;
   void absorbed(Backend& backend, MatrixView<float> heads, MatrixView<const float> query,
                 std::span<const LatentContext> contexts, DType dtype, Arena& scratch) const;
   ExpandedShape kernel_shape(DType dtype, Isa isa) const {

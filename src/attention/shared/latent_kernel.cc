@@ -19,8 +19,6 @@ constexpr int64_t kSegmentRows = kSegmentPages * kPageRows;
 constexpr int64_t kTileTaskRows = 4 * kTileSegmentRows;
 constexpr int64_t kBlockQueries = 64;       // query rows (token, head) that meet a page together
 constexpr int64_t kSlotsPerThread = 8;      // partial results of kBlockQueries queries that are kept at once
-constexpr int64_t kRunShare = 4;            // a run is at most that part of a thread's share of the tasks left
-constexpr int64_t kMostRun = 8;
 constexpr int64_t kFoldQueries = 4;         // queries a folding task takes
 
 int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }   // no cache line of two threads
@@ -172,36 +170,16 @@ class AbsorbedAttention {
     std::fill_n(partial.total, queries, 0.0f);
   }
 
-  // A thread takes runs of tasks, of which only the first page is not asked for before it is needed: long runs at first, single
-  // tasks at last, so that all threads end together.
-  struct Run {
-    int64_t begin, tasks;
-  };
-  Run run_of(int64_t begin, int64_t end, int64_t number) const {
-    Run run{begin, 0};
-    for (int64_t i = 0; i <= number && run.begin + run.tasks < end; ++i) {
-      run.begin += run.tasks;
-      run.tasks = std::clamp<int64_t>((end - run.begin) / (kRunShare * pool_.threads()), 1, kMostRun);
-    }
-    return run;
-  }
   void run_segments(int64_t begin, int64_t end) {
-    int64_t runs = 0;
-    for (int64_t at = begin; at < end; ++runs) {
-      const Run run = run_of(begin, end, runs);
-      at = run.begin + run.tasks;
-    }
-    pool_.parallel_for_worker(runs, [&](int64_t index, int worker) {
-      const Run run = run_of(begin, end, index);
-      for (int64_t task = run.begin; task < run.begin + run.tasks; ++task) {
-        const Block& block = blocks_[block_of(task)];
-        if (tiles_) {
-          run_tiles(task, partial_of(begin, task), worker, run.begin + run.tasks);
-        } else {
-          run_segment(block, task - block.first_task, partial_of(begin, task), worker);
-        }
+    pool_.parallel_for_worker(end - begin, [&](int64_t index, int worker) {
+      const int64_t task = begin + index;
+      const Block& block = blocks_[block_of(task)];
+      if (tiles_) {
+        run_tiles(task, partial_of(begin, task), worker, end);
+        release_latent_tiles();
+      } else {
+        run_segment(block, task - block.first_task, partial_of(begin, task), worker);
       }
-      if (tiles_) release_latent_tiles();
     });
   }
 
@@ -252,14 +230,16 @@ class AbsorbedAttention {
     for (int64_t i = 0; i < block.rows; ++i) most = std::max(most, rows_seen(block, first, i * block.heads));
     return most;
   }
-  void put_pages(const std::byte** out, const Block& block, int64_t first) const {
+  // Returns how many rows of these pages a query sees.
+  int64_t put_pages(const std::byte** out, const Block& block, int64_t first) const {
     const auto& pages = contexts_[static_cast<size_t>(block.first_row)].pages;
-    const int64_t count = (most_seen(block, first) + kPageRows - 1) / kPageRows;
-    for (int64_t i = 0; i < count; ++i) out[i] = pages[static_cast<size_t>(first / kPageRows + i)];
+    const int64_t rows = most_seen(block, first);
+    for (int64_t i = 0; i * kPageRows < rows; ++i) out[i] = pages[static_cast<size_t>(first / kPageRows + i)];
+    return rows;
   }
 
-  // What is read next is asked for on the way, unless another thread may take it.
-  void run_tiles(int64_t task, const Partial& partial, int worker, int64_t end_of_run) const {
+  // What is read next is asked for on the way: of the next task too, which a thread mostly takes itself.
+  void run_tiles(int64_t task, const Partial& partial, int worker, int64_t end) const {
     const Block& block = blocks_[block_of(task)];
     const int64_t begin = (task - block.first_task) * kTileTaskRows, queries = block.queries();
     float* work = workers_ + worker * worker_floats(s_);
@@ -268,16 +248,18 @@ class AbsorbedAttention {
     const Partial later{more, more + queries * s_.rank, more + queries * (s_.rank + 1)};
     std::byte* scratch = reinterpret_cast<std::byte*>(more + later_floats(s_));
     for (int64_t first = begin; first < begin + kTileTaskRows; first += kTileSegmentRows) {
-      TileSegment segment{.rows = most_seen(block, first), .dtype = s_.dtype, .width = s_.width(), .rank = s_.rank};
+      TileSegment segment{.dtype = s_.dtype, .width = s_.width(), .rank = s_.rank};
+      segment.rows = put_pages(segment.pages, block, first);
       if (segment.rows == 0) {
         if (first == begin) clear(partial, queries);
         return;
       }
-      put_pages(segment.pages, block, first);
-      if (first + kTileSegmentRows < begin + kTileTaskRows) put_pages(segment.next, block, first + kTileSegmentRows);
-      if (segment.next[0] == nullptr && task + 1 < end_of_run) {
+      if (first + kTileSegmentRows < begin + kTileTaskRows) {
+        segment.next_rows = put_pages(segment.next, block, first + kTileSegmentRows);
+      }
+      if (segment.next_rows == 0 && task + 1 < end) {
         const Block& next = blocks_[block_of(task + 1)];
-        put_pages(segment.next, next, (task + 1 - next.first_task) * kTileTaskRows);
+        segment.next_rows = put_pages(segment.next, next, (task + 1 - next.first_task) * kTileTaskRows);
       }
       for (int64_t i = 0; i < queries; ++i) visible[i] = static_cast<int32_t>(rows_seen(block, first, i));
       const Partial& to = first == begin ? partial : later;

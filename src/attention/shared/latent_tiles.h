@@ -30,8 +30,9 @@ void pack_tile_queries(uint16_t* packed, const RowBlock& q);
 // Some rows of a sequence, and what is read after them.
 struct TileSegment {
   const std::byte* pages[kTileSegmentPages] = {};  // null: none
-  const std::byte* next[kTileSegmentPages] = {};   // asked for on the way; null: nothing
+  const std::byte* next[kTileSegmentPages] = {};   // asked for on the way
   int64_t rows = 0;                                // in the segment; no more are read of them
+  int64_t next_rows = 0;                           // in the next one; 0: nothing is asked for
   DType dtype = DType::kBF16;
   int64_t width = 0, rank = 0;
 };

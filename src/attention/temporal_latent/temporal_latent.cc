@@ -122,12 +122,12 @@ void TemporalLatent::merge_weights(Backend& backend, float* weight, MatrixView<c
   backend.pool().parallel_for(count, [&](int64_t i) { positional_code(codes.row(i), chunk[i]); });
   backend.matmul(from_codes.rows_from(0, count), *from_code_, codes.rows_from(0, count), from_code_bias_.data());
   backend.matmul(from_latent, *from_latent_, latent.cols_from(0, rank), from_latent_bias_.data());
-  for (int64_t row = 0; row < latent.rows; ++row) {
+  backend.pool().parallel_for(latent.rows, [&](int64_t row) {
     const float* code = from_codes.row(code_of[row]);
     double sum = 0.0;
     for (int64_t c = 0; c < hyper_dim_; ++c) sum += double{code[c]} * from_latent(row, c);
     weight[row] = static_cast<float>(1.0 / (1.0 + std::exp(-sum)));
-  }
+  });
 }
 
 void TemporalLatent::append(const SequenceSlice& slice, const float* weight, MatrixView<const float> latent,

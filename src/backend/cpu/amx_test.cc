@@ -256,11 +256,37 @@ TEST_F(AmxTest, QuantisedProductsEqualAvx512sBitForBit) {
   }
 }
 
+// A task of one matrix asks for the weights of the next.
+TEST_F(AmxTest, HalfProductsSideBySideEqualTheSameAlone) {
+  auto amx = backend_of(Isa::kAmx);
+  const int64_t cols = 600, sizes[] = {70, 16, 33};   // 5, 1 and 3 panels
+  std::vector<std::unique_ptr<PackedMatrix>> packed;
+  std::vector<MatrixSource> sources;
+  std::vector<std::vector<std::byte>> weights;
+  for (const int64_t rows : sizes) {
+    weights.push_back(random_weights(DType::kBF16, rows, cols));
+    sources.push_back({DType::kBF16, rows, cols, weights.back()});
+    packed.push_back(std::move(amx->pack(sources.back())).value());
+  }
+  for (const int64_t n : {3, 32, 33, 50, 64, 65}) {
+    const auto x = normals(n * cols, 23);
+    std::vector<std::vector<float>> together;
+    std::vector<MatmulOutput> outputs;
+    for (size_t i = 0; i < packed.size(); ++i) together.emplace_back(static_cast<size_t>(n * sizes[i]), NAN);
+    for (size_t i = 0; i < packed.size(); ++i) outputs.push_back({{together[i].data(), n, sizes[i]}, packed[i].get(), nullptr});
+    amx->matmul(outputs, {x.data(), n, cols});
+    for (size_t i = 0; i < packed.size(); ++i) {
+      const auto alone = product(*amx, sources[i], x);
+      ASSERT_EQ(std::memcmp(together[i].data(), alone.data(), alone.size() * 4), 0) << "matrix " << i << ", n " << n;
+    }
+  }
+}
+
 // Widths that are no multiple of a tile's 32 columns, odd ones, and ones cut into several stretches of 256.
 TEST_F(AmxTest, HalfProductsAtOddWidthsEqualOneRowProductsAndTheReference) {
   auto amx = backend_of(Isa::kAmx);
   auto reference = make_reference_backend(1);
-  for (const int64_t cols : {1, 2, 31, 37, 64, 1056, 2101}) {
+  for (const int64_t cols : {1, 2, 31, 37, 64, 600, 1056, 2101}) {
     for (const int64_t rows : {3, 32, 150}) {
       const auto weights = random_weights(DType::kBF16, rows, cols);
       const MatrixSource source{DType::kBF16, rows, cols, weights};

@@ -278,7 +278,7 @@ void AttentionPlan::run_whole_blocks(MatrixView<float> out, MatrixView<const flo
     clear(worker.whole, block.rows);
     for (int64_t segment = block.page_begin / kSegmentPages; segment * kSegmentPages < block.page_end; ++segment) {
       const bool last = (segment + 1) * kSegmentPages >= block.page_end;
-      const int64_t next = index + pool_.threads();   // a guess, as below
+      const int64_t next = index + 1;   // a guess, as below
       const std::byte* ahead = !last                                        ? first_keys(block, segment + 1)
                                : next < static_cast<int64_t>(blocks_.size()) ? first_keys(blocks_[static_cast<size_t>(next)], 0)
                                                                              : nullptr;
@@ -330,11 +330,11 @@ void AttentionPlan::run_split_segments(MatrixView<float> out, MatrixView<const f
     for (int64_t head = part * kv_heads_ / parts; head < end; ++head) {
       const Block& block = blocks_[static_cast<size_t>(first + head)];
       load_queries(worker, block, q);
-      // What this thread will read next, if all take turns: a guess that costs nothing when it is wrong.
+      // What this thread mostly reads next: a guess that costs nothing when it is wrong.
       const std::byte* ahead = nullptr;
       if (head + 1 < end) {
         ahead = first_keys(blocks_[static_cast<size_t>(first + head + 1)], segment);
-      } else if (const int64_t next = task + pool_.threads(); next < segments * parts) {
+      } else if (const int64_t next = task + 1; next < segments * parts) {
         const auto [later, later_segment] = place(next / parts);
         ahead = first_keys(blocks_[static_cast<size_t>(later + next % parts * kv_heads_ / parts)], later_segment);
       }

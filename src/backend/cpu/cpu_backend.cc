@@ -18,7 +18,7 @@ namespace {
 using cpu::KernelTable;
 
 // Elements below which a row operation is not worth waking the other threads.
-constexpr int64_t kParallelElements = 16384;
+constexpr int64_t kParallelElements = 8192;
 constexpr int64_t kRowsOfSmallProduct = 64;
 
 // AMX multiplies bf16 and int8 only, so exact activations are AVX-512's business.

@@ -18,6 +18,10 @@ constexpr int64_t kPairedStretchBlocks = 8;
 constexpr int64_t kPairedLongBlocks = 32;   // what is no longer than this needs no such care
 constexpr int64_t kPairedTaskPanels = 16;
 constexpr size_t kPairedTaskTiles = 16;     // and its sums too: 4 KiB for each of these and two panels
+// Rows so few that products wait for their weights, and not long: at most two tiles, while whose stretch is multiplied the next
+// one's weights are asked for. Of long rows the activations come from the second-level cache as well: 1 to 15 % slower so.
+constexpr size_t kStreamedTiles = 2;
+constexpr int64_t kStreamedBlocks = 8;
 
 const CpuMatrix& matrix_of(const MatmulOutput& output) { return static_cast<const CpuMatrix&>(*output.w); }
 
@@ -41,6 +45,8 @@ bool is_paired(PanelKind kind) { return kind == PanelKind::kPairedHalves || kind
 int64_t panels_per_task(const CpuMatrix& w) {
   return is_paired(w.kind()) && paired_blocks(w.cols()) > kPairedLongBlocks ? kPairedTaskPanels : 2;
 }
+
+int64_t pair_tasks(const MatmulOutput& output) { return (matrix_of(output).panels() + 1) / 2; }
 
 int64_t panel_tasks(const MatmulOutput& output) {
   const int64_t size = panels_per_task(matrix_of(output));
@@ -143,6 +149,10 @@ void MatmulPlan::run_rounded_once(std::span<const MatmulOutput> outputs, MatrixV
   }
   if (any_paired || any_coded) prepare_paired(x);
   if (any_float) prepare_float(x);
+  if (any_paired && !any_integer && !any_float && !any_coded && paired_tiles_.size() <= kStreamedTiles &&
+      paired_blocks(x.cols) <= kPairedLongBlocks) {
+    return run_streamed(outputs);
+  }
   run_rows(outputs, x.cols, any_paired || any_coded, any_coded);
 }
 
@@ -244,8 +254,8 @@ void MatmulPlan::prepare_paired(MatrixView<const float> x) {
     uint16_t* out = halves_.as<uint16_t>() + tile.first_row * padded + (row - tile.first_row) * kBlockCols;
     kernels_.round_row(out, tile.rows * kBlockCols, x.row(row), x.cols);
   };
-  constexpr int64_t kRowsAtOnce = 16;
-  if (x.rows <= kRowsAtOnce) {
+  constexpr int64_t kRowsAtOnce = 8;
+  if (x.rows <= 2 * kRowsAtOnce) {
     for (int64_t row = 0; row < x.rows; ++row) prepare(row);
     return;
   }
@@ -431,6 +441,57 @@ void MatmulPlan::run_paired_panels(const MatmulOutput& output, int64_t first_pan
           kernels_.paired_tile(output_tile(output, first_panel + panel, product.panels, tile.first_row), product);
         }
       }
+    }
+  }
+}
+
+// Two panels are a task. A thread mostly takes one after the other and asks for the next one's weights while it multiplies.
+void MatmulPlan::run_streamed(std::span<const MatmulOutput> outputs) {
+  wide_scratch_.resize(static_cast<size_t>(pool_.threads()));
+  for (Buffer& scratch : wide_scratch_) grow(scratch, static_cast<int64_t>(paired_tiles_.size()) * kPairedSumFloats * 4);
+  int64_t tasks = 0;
+  for (const MatmulOutput& output : outputs) tasks += pair_tasks(output);
+  pool_.parallel_for_worker(tasks, [&](int64_t task, int worker) {
+    stream_panels(outputs, task, task + 1 < tasks, worker);
+    kernels_.end_products();
+  });
+}
+
+void MatmulPlan::stream_panels(std::span<const MatmulOutput> outputs, int64_t task, bool more, int worker) {
+  const auto [index, pair] = locate(outputs, task, pair_tasks);
+  const MatmulOutput& output = outputs[index];
+  const CpuMatrix& w = matrix_of(output);
+  const int64_t first = 2 * pair, blocks = paired_blocks(w.cols());
+  const int panels = static_cast<int>(std::min<int64_t>(2, w.panels() - first));
+  const std::byte* next = nullptr;
+  int next_panels = 0;
+  if (more) {
+    const auto [next_index, next_pair] = locate(outputs, task + 1, pair_tasks);
+    const CpuMatrix& next_w = matrix_of(outputs[next_index]);
+    next = next_w.panel(2 * next_pair);
+    next_panels = static_cast<int>(std::min<int64_t>(2, next_w.panels() - 2 * next_pair));
+  }
+  float* sums = wide_scratch_[static_cast<size_t>(worker)].as<float>();
+  for (int64_t block = 0; block < blocks; block += kStreamedBlocks) {
+    PairedProduct product{.panels = panels,
+                          .blocks = std::min(kStreamedBlocks, blocks - block),
+                          .panel = w.panel(first) + block * kPairedBlockBytes,
+                          .panel_bytes = w.panel_bytes(),
+                          .first = block == 0,
+                          .last = block + kStreamedBlocks >= blocks};
+    const std::byte* ahead = product.last ? next : product.panel + product.blocks * kPairedBlockBytes;
+    const int ahead_panels = product.last ? next_panels : panels;
+    for (size_t i = 0; i < paired_tiles_.size(); ++i) {
+      const Tile& tile = paired_tiles_[i];
+      product.rows = tile.rows;
+      product.x = halves_.as<uint16_t>() + (tile.first_row * blocks + block * tile.rows) * kBlockCols;
+      product.sums = sums + static_cast<int64_t>(i) * kPairedSumFloats;
+      // Each of two tiles asks for one panel, a single tile for both.
+      for (size_t p = 0; p < 2; ++p) {
+        const bool asks = static_cast<int>(p) < ahead_panels && (paired_tiles_.size() == 1 || p == i);
+        product.ahead[p] = asks ? ahead + static_cast<int64_t>(p) * product.panel_bytes : nullptr;
+      }
+      kernels_.paired_tile(output_tile(output, first, panels, tile.first_row), product);
     }
   }
 }

@@ -46,6 +46,8 @@ class MatmulPlan {
   QuantisedTile quantised_tile(const Tile& tile, int64_t cols, const Correction& correction) const;
   void run_few_rows(std::span<const MatmulOutput> outputs, MatrixView<const float> x);
   void run_rows(std::span<const MatmulOutput> outputs, int64_t cols, bool any_paired, bool any_coded);
+  void run_streamed(std::span<const MatmulOutput> outputs);
+  void stream_panels(std::span<const MatmulOutput> outputs, int64_t task, bool more, int worker);
   void run_wide_panels(const MatmulOutput& output, int64_t first_panel, int panels, int worker);
   void run_float_panels(const MatmulOutput& output, int64_t first_panel, int panels);
   void run_paired_panels(const MatmulOutput& output, int64_t first_panel, int panels, int worker);

@@ -93,7 +93,7 @@ struct Pending {
   const std::byte* page = nullptr;
   int64_t line = 0, lines = 0;              // of this page: asked for already, and all
   const std::byte* const* next = nullptr;   // pages after this one
-  int64_t pages = 0, page_lines = 0;
+  int64_t pages = 0, page_lines = 0, last_lines = 0;   // the last page may have rows in a part of it
   [[gnu::always_inline]] void ask(int64_t count) {
     const int64_t half = lines / 2, end = line + count < lines ? line + count : lines;
     for (; line < end; ++line) ask_for(page + 64 * (line / 2 + line % 2 * half));
@@ -102,10 +102,10 @@ struct Pending {
   void turn_page() {
     page = *next++;
     line = 0;
-    lines = page_lines;
+    lines = pages == 1 ? last_lines : page_lines;
     --pages;
   }
-  int64_t bytes() const { return 64 * (lines - line + pages * page_lines); }
+  int64_t bytes() const { return 64 * (lines - line + (pages > 0 ? (pages - 1) * page_lines + last_lines : 0)); }
   void skip(int64_t bytes) {   // asked for already
     int64_t count = bytes / 64;
     while (pages > 0 && count >= lines - line) {
@@ -115,11 +115,12 @@ struct Pending {
     line = line + count < lines ? line + count : lines;
   }
 };
-Pending pending(const std::byte* const* pages, int64_t count, int64_t page_bytes) {
+Pending pending(const std::byte* const* pages, int64_t rows, int64_t row_bytes) {
   Pending p;
   p.next = pages;
-  p.pages = count;
-  p.page_lines = page_bytes / 64;
+  p.pages = (rows + kPageKeys - 1) / kPageKeys;
+  p.page_lines = kPageKeys * row_bytes / 64;
+  p.last_lines = ((rows - (p.pages - 1) * kPageKeys) * row_bytes + 127) / 128 * 2;   // two halves in step
   return p;
 }
 int64_t lines_per_step(int64_t bytes, int64_t steps) { return (bytes / 64 + steps) / steps; }
@@ -318,11 +319,6 @@ void sum_values(const TileSums& sums, const Work& w, int64_t count, int64_t step
   }
 }
 
-int64_t count_pages(const std::byte* const* pages) {
-  int64_t count = 0;
-  while (count < kTileSegmentPages && pages[count] != nullptr) ++count;
-  return count;
-}
 // Of a segment's bytes, what is asked for while the one before is in its last pass.
 int64_t early_bytes(int64_t bytes) { return bytes * 2 / 5; }
 
@@ -330,10 +326,9 @@ void attend(const TileSums& sums, const TileQuerySet& queries, const TileSegment
   Work w;
   lay_out(w, work, queries.count, s.width);
   const int64_t steps = (s.rows + kBlock - 1) / kBlock, groups = groups_of(queries.count);
-  const int64_t page_bytes = kPageKeys * row_bytes_of(s);
   configure();
 
-  Pending here = pending(s.pages, count_pages(s.pages), page_bytes);
+  Pending here = pending(s.pages, s.rows, row_bytes_of(s));
   here.skip(early_bytes(here.bytes()));
   const int64_t lines_here = lines_per_step(here.bytes(), steps * blocks_of(s.width));
   for (int64_t step = 0; step < steps; ++step) {
@@ -348,7 +343,7 @@ void attend(const TileSums& sums, const TileQuerySet& queries, const TileSegment
                      real ? queries.visible[i] : 0, steps * kBlock, queries.scale);
   }
 
-  Pending next = pending(s.next, count_pages(s.next), page_bytes);
+  Pending next = pending(s.next, s.next_rows, row_bytes_of(s));
   const int64_t lines_next = lines_per_step(early_bytes(next.bytes()), steps * blocks_of(s.rank));
   sum_values(sums, w, queries.count, steps, s.rank, next, lines_next);
 }

@@ -297,12 +297,18 @@ void quantised_tile(const OutputTile& out, const WidePanels& w, const QuantisedT
 
 // ---- bf16 weights -------------------------------------------------------------------------------------------------
 
+// Not __builtin_prefetch, which the compiler may move out from between the products.
+[[gnu::always_inline]] inline void ask_for_block(const std::byte* block) {
+  repeat<kPairedBlockBytes / 64>([&](auto line) { __asm__ volatile("prefetcht1 %0" : : "m"(*(block + 64 * line))); });
+}
+
 template <int H, int P>
 QUIPU_KERNEL void paired_square(const OutputTile& out, const PairedProduct& product) {
   const std::byte* x = reinterpret_cast<const std::byte*>(product.x);
   const std::byte* w = product.panel;
   const int64_t x_block = product.rows * 64;
   const int64_t blocks = product.blocks, panel_bytes = product.panel_bytes;   // tile loads clobber memory, so to speak
+  const std::byte* const ahead[2] = {product.ahead[0], product.ahead[1]};
   configure_square(product.rows, 64);
   if (product.first) {
     zero_square<H, P>();
@@ -325,6 +331,8 @@ QUIPU_KERNEL void paired_square(const OutputTile& out, const PairedProduct& prod
       tile_dot_bf16<2, 5, 6>();
       if constexpr (P == 2) tile_dot_bf16<3, 5, 7>();
     }
+    if (ahead[0] != nullptr) ask_for_block(ahead[0] + block * kPairedBlockBytes);
+    if (ahead[1] != nullptr) ask_for_block(ahead[1] + block * kPairedBlockBytes);
   }
   if (product.last && out.bias == nullptr && out.lanes_last == 16) {
     store_square<H, P>(out.y, out.ld * 4);

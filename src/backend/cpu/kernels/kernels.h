@@ -52,6 +52,8 @@ struct PairedProduct {
   int64_t panel_bytes = 0;
   float* sums = nullptr;               // kPairedSumFloats of this tile and these panels
   bool first = true, last = true;      // stretch of the product: starts from zero; finishes into the output
+  // As many blocks of two panels that are multiplied next, to be asked for evenly on the way; null: nothing.
+  const std::byte* ahead[2] = {nullptr, nullptr};
 };
 inline constexpr int64_t kPairedSumFloats = 32 * 2 * 16;
 inline constexpr int kCodedRows = 4;
