@@ -62,14 +62,25 @@ void pack_rows(const TrainingKernels& kernels, uint16_t* out, const float* from,
   }
 }
 
+// add_tile of the first `cols` columns of the sums.
+void add_part(float* to, int64_t ld, const float* sums, int64_t cols, bool transposed) {
+  for (int64_t row = 0; row < kPairRows; ++row) {
+    for (int64_t col = 0; col < cols; ++col) to[transposed ? col * ld + row : row * ld + col] += sums[row * kGemmPanel + col];
+  }
+}
+
 }  // namespace
 
-// In panels (blocks) of 32.
+// In panels (blocks) of 32. Where the last panel of inner is not whole, what is packed of the weights is zero there, and so is all
+// that follows from it: gates, gradients, sums.
 struct GatedPairs::Sizes {
   Sizes(int64_t rows_in, int64_t hidden_in, int64_t inner_in)
-      : rows(rows_in), row_panels((rows_in + kPairRows - 1) / kPairRows), hidden(hidden_in / kGemmPanel), inner(inner_in / kGemmPanel),
+      : rows(rows_in), inner_cols(inner_in), row_panels((rows_in + kPairRows - 1) / kPairRows), hidden(hidden_in / kGemmPanel),
+        inner((inner_in + kGemmPanel - 1) / kGemmPanel),
         blocks(row_panels, kBlockPanels), row_parts(row_panels, kDepthBlocks), hidden_parts(hidden, kDepthBlocks), inner_parts(inner, kDepthBlocks) {}
-  int64_t rows;                    // not panels
+  // What there is of `panels` panels from `first` on.
+  int64_t inner_there(int64_t first, int64_t panels) const { return std::min(panels * kGemmPanel, inner_cols - first * kGemmPanel); }
+  int64_t rows, inner_cols;        // not panels
   int64_t row_panels, hidden, inner;
   Parts blocks;                    // of rows: tasks
   Parts row_parts, hidden_parts, inner_parts;   // of depths
@@ -171,7 +182,7 @@ void GatedPairs::forward(MatrixView<float> out, MatrixView<const float> x, const
       for (int64_t part = 0; part < s.hidden_parts.count; ++part) {
         const int64_t first = s.hidden_parts.first(part), length = s.hidden_parts.length(part);
         kernels_.pack_right_pairs(f.wide + ((2 * panel + which) * s.hidden + first) * kPairTile,
-                                  {.from = w.row(panel * kGemmPanel) + first * kGemmPanel, .ld = w.stride, .lines = kGemmPanel,
+                                  {.from = w.row(panel * kGemmPanel) + first * kGemmPanel, .ld = w.stride, .lines = s.inner_there(panel, 1),
                                    .depth = length * kGemmPanel, .blocks = length});
       }
     }
@@ -181,7 +192,7 @@ void GatedPairs::forward(MatrixView<float> out, MatrixView<const float> x, const
     const int64_t first = s.inner_parts.first(part), length = s.inner_parts.length(part);
     kernels_.pack_right_pairs(f.down + (first * s.hidden + panel * length) * kPairTile,
                               {.from = call.down.row(panel * kGemmPanel) + first * kGemmPanel, .ld = call.down.stride, .lines = kGemmPanel,
-                               .depth = length * kGemmPanel, .blocks = length});
+                               .depth = s.inner_there(first, length), .blocks = length});
   });
   pool_.parallel_for_worker(s.blocks.count, [&](int64_t block, int worker) { forward_rows(f, block, worker); });
 }
@@ -250,7 +261,7 @@ void GatedPairs::pack_backward(const Backward& b) const {
       const int64_t first_row = s.hidden_parts.first(part), length = s.hidden_parts.length(part);
       kernels_.pack_right_pairs(b.down + first * panel + first_row * kPairTile,
                                 {.from = b.call->down.row(first_row * kGemmPanel) + first * kGemmPanel, .ld = b.call->down.stride,
-                                 .lines = inner_groups.length(group) * kGemmPanel, .depth = length * kGemmPanel, .blocks = length,
+                                 .lines = s.inner_there(first, inner_groups.length(group)), .depth = length * kGemmPanel, .blocks = length,
                                  .panel_step = panel, .across = true});
     }
   });
@@ -260,7 +271,7 @@ void GatedPairs::pack_backward(const Backward& b) const {
     const MatrixView<const float>& w = which == 0 ? b.call->gate : b.call->up;
     kernels_.pack_right_pairs(b.wide + 2 * (first * s.hidden + first_col * length) * kPairTile + which * length * kPairTile,
                               {.from = w.row(first * kGemmPanel) + first_col * kGemmPanel, .ld = w.stride,
-                               .lines = hidden_groups.length(group) * kGemmPanel, .depth = length * kGemmPanel, .blocks = length,
+                               .lines = hidden_groups.length(group) * kGemmPanel, .depth = s.inner_there(first, length), .blocks = length,
                                .panel_step = 2 * length * kPairTile, .across = true});
   });
   pool_.parallel_for(hidden_groups.count * s.row_parts.count * 2, [&](int64_t index) {
@@ -358,8 +369,13 @@ void GatedPairs::weight_gradient(const Backward& b, const WeightTask& task, int 
   for (int64_t col = 0; col < task.cols; ++col) {
     for (int64_t row = 0; row < task.rows; ++row, sums += kPairTile) {
       const int64_t hidden = (task.first_row + row) * kGemmPanel, inner = (task.first_col + col) * kGemmPanel;
+      const int64_t there = s.inner_there(task.first_col + col, 1);
       float* to = task.transposed ? task.gradient.row(inner) + hidden : task.gradient.row(hidden) + inner;
-      kernels_.add_tile(to, task.gradient.stride, sums, task.transposed);
+      if (there == kGemmPanel) {
+        kernels_.add_tile(to, task.gradient.stride, sums, task.transposed);
+      } else {
+        add_part(to, task.gradient.stride, sums, there, task.transposed);
+      }
     }
   }
 }

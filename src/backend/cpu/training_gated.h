@@ -16,9 +16,9 @@ namespace quipu::cpu {
 class GatedPairs {
  public:
   GatedPairs(const TrainingKernels& kernels, ThreadPool& pool) : kernels_(kernels), pool_(pool) {}
-  // Whole tiles, no biases.
+  // Whole tiles of hidden, no biases.
   bool takes(const GatedShape& shape) const {
-    return kernels_.gate_tile != nullptr && !shape.bias && shape.hidden % kGemmPanel == 0 && shape.inner % kGemmPanel == 0;
+    return kernels_.gate_tile != nullptr && !shape.bias && shape.hidden % kGemmPanel == 0;
   }
   GatedMemory memory(const GatedShape& shape, int64_t rows) const;
   void forward(MatrixView<float> out, MatrixView<const float> x, const GatedCall<float>& call);

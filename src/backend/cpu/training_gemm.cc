@@ -16,9 +16,10 @@ constexpr int64_t kGroupPanels = 256;
 constexpr int64_t kLeftFloats = kBlockRows * kGemmDepth + 16;
 
 // Products of pairs. Rows of a task: its packed left factor (256 KiB) and, of a product 512 columns wide, its results (512 KiB)
-// stay in a second-level cache while all of the depth goes by; fewer rows where there would be too few tasks.
+// stay in a second-level cache while all of the depth goes by; fewer rows where there would be too few tasks, but each wants
+// every panel of the right factor once. Sums do not depend on it.
 constexpr int64_t kPairBlockRows = 256;
-constexpr int64_t kPairTasks = 8;
+constexpr int64_t kPairTasks = 4;
 constexpr int64_t kPairPanelElements = kGemmPanel * kPairDepth;
 // The right factor is packed whole, unless it is larger than this.
 constexpr int64_t kPairRightBytes = int64_t{16} << 20;
@@ -125,7 +126,7 @@ void TrainingGemm::run_block(const GemmProblem& problem, std::span<const Panel> 
 void TrainingGemm::run_pairs(const GemmProblem& problem) {
   int64_t rows = 0;
   for (const GemmRows& r : problem.rows) rows += r.rows;
-  const int64_t share = (rows / kPairTasks + kPairRows - 1) / kPairRows * kPairRows;
+  const int64_t share = (rows / std::max<int64_t>(kPairTasks, pool_.threads()) + kPairRows - 1) / kPairRows * kPairRows;
   plan(problem, std::clamp(share, kPairRows, kPairBlockRows), kPairDepth);
   left_floats_ = kPairBlockRows * kPairDepth / 2;
   grow(left_, pool_.threads() * left_floats_ * static_cast<int64_t>(sizeof(float)));

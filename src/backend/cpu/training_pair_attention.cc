@@ -10,17 +10,17 @@
 namespace quipu::cpu {
 namespace {
 
-constexpr int64_t kBlock = kPairBlock;
-static_assert(kBlock == 2 * kPairRows && kPairRows == kGemmPanel);
+constexpr int64_t kBlock = kPairKeys;
+static_assert(kBlock == 2 * kPairQueries && kPairQueries == kPairRows && kPairRows == kGemmPanel);
 
 size_t index_of(int64_t i) { return static_cast<size_t>(i); }
 // Whole panels of 32: what packed factors are filled up to.
 int64_t panels_of(int64_t cols) { return (cols + kGemmPanel - 1) / kGemmPanel; }
 int64_t padded(int64_t cols) { return panels_of(cols) * kGemmPanel; }
 
-// Which keys of the block that begins at `first_key` each query sees; queries beyond the end see none.
-void visible_lanes(int32_t* first, int32_t* last, std::span<const KeyRange> visible, int64_t first_key) {
-  for (size_t i = 0; i < index_of(kBlock); ++i) {
+// Which keys of the block that begins at `first_key` each query of `panels` panels sees; queries beyond the end see none.
+void visible_lanes(int32_t* first, int32_t* last, std::span<const KeyRange> visible, int64_t first_key, int64_t panels) {
+  for (size_t i = 0; i < index_of(panels * kPairQueries); ++i) {
     const bool there = i < visible.size();
     first[i] = there ? static_cast<int32_t>(std::clamp<int64_t>(visible[i].begin - first_key, 0, kBlock)) : 0;
     last[i] = there ? static_cast<int32_t>(std::clamp<int64_t>(visible[i].end - first_key, 0, kBlock)) : 0;
@@ -68,13 +68,13 @@ struct PairAttention::Forward {
   // What a task works with, in its thread's part of work_.
   struct Work {
     Work(Carver& carver, const Forward& call) {
-      queries = carver.take<uint16_t>(kBlock * call.key_dim);
-      probabilities = carver.take<uint16_t>(kBlock * kBlock);
-      scores = carver.take<float>(kBlock * kBlock);
-      sums = carver.take<float>(call.value_dim * kBlock);
+      queries = carver.take<uint16_t>(kPairQueries * call.key_dim);
+      probabilities = carver.take<uint16_t>(kBlock * kPairQueries);
+      scores = carver.take<float>(kBlock * kPairQueries);
+      sums = carver.take<float>(call.value_dim * kPairQueries);
     }
     uint16_t *queries, *probabilities;
-    float *scores, *sums;          // sums: [value_dim][64 queries]
+    float *scores, *sums;          // sums: [value_dim][queries]
   };
 };
 
@@ -111,15 +111,17 @@ void PairAttention::forward(MatrixView<float> out, MatrixView<float> log_sum_exp
   tasks_.clear();
   for (const AttentionSlice& slice : p.slices) {
     // The last queries see the most keys: long tasks first.
-    for (int64_t first = (slice.queries - 1) / kBlock * kBlock; slice.queries > 0 && first >= 0; first -= kBlock) {
-      tasks_.push_back({&slice, first, std::min(kBlock, slice.queries - first)});
+    for (int64_t first = (slice.queries - 1) / kPairQueries * kPairQueries; slice.queries > 0 && first >= 0; first -= kPairQueries) {
+      tasks_.push_back({&slice, first, std::min(kPairQueries, slice.queries - first)});
     }
   }
   Carver measure;
   const Forward::Work plan(measure, call);
   grow(work_, pool_.threads() * measure.bytes());
-  pool_.parallel_for_worker(static_cast<int64_t>(tasks_.size()) * p.heads, [&](int64_t index, int worker) {
-    forward_block(call, tasks_[index_of(index / p.heads)], index % p.heads, worker);
+  // Head after head: the keys of one stay in a second-level cache while its queries go by.
+  const int64_t tasks = static_cast<int64_t>(tasks_.size());
+  pool_.parallel_for_worker(tasks * p.heads, [&](int64_t index, int worker) {
+    forward_block(call, tasks_[index_of(index % tasks)], index / tasks, worker);
   });
 }
 
@@ -133,33 +135,32 @@ void PairAttention::forward_block(const Forward& call, const QueryTask& task, in
   const int64_t kv_head = head / (p.heads / p.kv_heads), first_row = task.slice->query_begin + task.first;
   kernels_.pack_right_pairs(w.queries, rows_of(in.q.row(first_row) + head * p.key_dim, in.q.stride, task.rows, p.key_dim));
 
-  alignas(64) float maximum[kBlock], total[kBlock], rescale[kBlock];
-  alignas(64) int32_t first[kBlock], last[kBlock];
-  std::fill_n(maximum, kBlock, -std::numeric_limits<float>::infinity());
-  std::fill_n(total, kBlock, 0.0f);
-  std::fill_n(w.sums, call.value_dim * kBlock, 0.0f);
+  alignas(64) float maximum[kPairQueries], total[kPairQueries], rescale[kPairQueries];
+  alignas(64) int32_t first[kPairQueries], last[kPairQueries];
+  std::fill_n(maximum, kPairQueries, -std::numeric_limits<float>::infinity());
+  std::fill_n(total, kPairQueries, 0.0f);
+  std::fill_n(w.sums, call.value_dim * kPairQueries, 0.0f);
   for (int64_t i = 0; i < task.rows && in.self_k.data != nullptr; ++i) {
     const float* self_v = in.self_v.row(first_row + i) + kv_head * p.value_dim;
     const float score = kernels_.dot(in.q.row(first_row + i) + head * p.key_dim, in.self_k.row(first_row + i) + kv_head * p.key_dim, p.key_dim);
     maximum[i] = capped(score * static_cast<float>(p.scale), p.softcap);
     total[i] = 1.0f;
-    for (int64_t c = 0; c < p.value_dim; ++c) w.sums[c * kBlock + i] = self_v[c];
+    for (int64_t c = 0; c < p.value_dim; ++c) w.sums[c * kPairQueries + i] = self_v[c];
   }
 
   const auto visible = p.visible.subspan(index_of(first_row), index_of(task.rows));
   const int64_t first_block = visible.front().begin / kBlock, last_block = (visible.back().end + kBlock - 1) / kBlock;
   const int64_t slice_block = slice_blocks_[index_of(task.slice - p.slices.data())];
-  const int64_t query_panels = panels_of(task.rows);
   kernels_.begin_pairs();
   for (int64_t block = first_block; block < last_block; ++block) {
     const uint16_t* keys = keys_.as<uint16_t>() + ((slice_block + block) * p.kv_heads + kv_head) * call.block_elements();
-    visible_lanes(first, last, visible, block * kBlock);
-    multiply(w.scores, kBlock, keys, w.queries, 2, query_panels, call.key_dim, false);
+    visible_lanes(first, last, visible, block * kBlock, 1);
+    multiply(w.scores, kPairQueries, keys, w.queries, 2, 1, call.key_dim, false);
     const bool moved = kernels_.score_columns({.scores = w.scores, .first = first, .last = last, .maximum = maximum, .total = total,
                                                .rescale = rescale, .probabilities = w.probabilities,
                                                .scale = static_cast<float>(p.scale), .softcap = static_cast<float>(p.softcap)});
     if (moved) kernels_.scale_columns(w.sums, rescale, call.value_dim);
-    multiply(w.sums, kBlock, keys + call.key_elements(), w.probabilities, call.value_dim / kPairRows, query_panels, kBlock, true);
+    multiply(w.sums, kPairQueries, keys + call.key_elements(), w.probabilities, call.value_dim / kPairRows, 1, kBlock, true);
   }
   kernels_.end_pairs();
   for (int64_t i = 0; i < task.rows; ++i) {
@@ -192,8 +193,8 @@ struct PairAttention::Backward {
       probabilities = carver.take<uint16_t>(kBlock * kBlock);
       dscore_rows = carver.take<uint16_t>(kBlock * kBlock);
       dscore_columns = carver.take<uint16_t>(kBlock * kBlock);
-      scores = carver.take<float>(kBlock * kBlock);
-      dscores = carver.take<float>(kBlock * kBlock);
+      scores = carver.take<float>(kBlock * kPairQueries);
+      dscores = carver.take<float>(kBlock * kPairQueries);
       dq = carver.take<float>(call.longest * call.key_dim);
       dkeys = carver.take<float>(kBlock * call.key_dim);
       dvalues = carver.take<float>(kBlock * call.value_dim);
@@ -205,8 +206,8 @@ struct PairAttention::Backward {
     // Left factors of a block of keys: [keys, dim], and keys as [dim, keys].
     uint16_t *keys, *values, *key_columns;
     uint16_t *probabilities, *dscore_rows, *dscore_columns;
-    float *scores, *dscores;       // [keys][queries]
-    float *dq;                     // by block of queries: [key_dim][64]
+    float *scores, *dscores;       // [keys][a panel of queries]
+    float *dq;                     // by panel of queries: [key_dim][32]
     float *dkeys, *dvalues, *delta, *lse;
   };
 };
@@ -220,6 +221,16 @@ void PairAttention::backward(const AttentionGradients<float>& gradients, MatrixV
   const Backward::Work plan(measure, call);
   call.worker_bytes = measure.bytes();
   grow(work_, pool_.threads() * call.worker_bytes);
+  // Of all heads of a row at once: a head's columns alone lie a row apart, which memory is slow to give.
+  grow(delta_, p.heads * dout.rows * static_cast<int64_t>(sizeof(float)));
+  constexpr int64_t kDeltaRows = 32;
+  pool_.parallel_for((dout.rows + kDeltaRows - 1) / kDeltaRows, [&](int64_t task) {
+    for (int64_t row = task * kDeltaRows; row < std::min(dout.rows, (task + 1) * kDeltaRows); ++row) {
+      for (int64_t head = 0; head < p.heads; ++head) {
+        delta_.as<float>()[head * dout.rows + row] = kernels_.dot(dout.row(row) + head * p.value_dim, saved.out.row(row) + head * p.value_dim, p.value_dim);
+      }
+    }
+  });
   pool_.parallel_for_worker(static_cast<int64_t>(p.slices.size()) * p.kv_heads, [&](int64_t index, int worker) {
     backward_head(call, p.slices[index_of(index / p.kv_heads)], index % p.kv_heads, worker);
   });
@@ -232,6 +243,8 @@ struct PairAttention::Head {
   const AttentionSlice& slice;
   int64_t head, kv_head;
 
+  // Its gradients of keys and values are written, those of the group's other heads added.
+  bool first_of_group() const { return head == kv_head * (call.pattern.heads / call.pattern.kv_heads); }
   int64_t key_col() const { return kv_head * call.pattern.key_dim; }
   int64_t value_col() const { return kv_head * call.pattern.value_dim; }
   const float* q(int64_t row) const { return call.in.q.row(row) + head * call.pattern.key_dim; }
@@ -251,8 +264,6 @@ void PairAttention::backward_head(const Backward& call, const AttentionSlice& sl
   const auto clear = [](MatrixView<float> m, int64_t first, int64_t rows, int64_t col, int64_t cols) {
     for (int64_t row = first; row < first + rows; ++row) std::fill(m.row(row) + col, m.row(row) + col + cols, 0.0f);
   };
-  clear(g.dk, slice.key_begin, slice.keys, h.key_col(), p.key_dim);
-  clear(g.dv, slice.key_begin, slice.keys, h.value_col(), p.value_dim);
   if (call.in.self_k.data != nullptr) {
     clear(g.dself_k, slice.query_begin, slice.queries, h.key_col(), p.key_dim);
     clear(g.dself_v, slice.query_begin, slice.queries, h.value_col(), p.value_dim);
@@ -261,14 +272,19 @@ void PairAttention::backward_head(const Backward& call, const AttentionSlice& sl
   for (h.head = kv_head * group; h.head < (kv_head + 1) * group; ++h.head) {
     prepare_queries(h);
     int64_t first_query = 0;   // the first one that sees a key of this block or of a later one
-    for (int64_t key = 0; key < slice.keys; key += kBlock) {
+    int64_t key = 0;
+    for (; key < slice.keys; key += kBlock) {
       while (first_query < slice.queries && h.visible()[index_of(first_query)].end <= key) ++first_query;
       if (first_query == slice.queries) break;
       backward_keys(h, key, first_query / kBlock * kBlock);
     }
-    for (int64_t first = 0; first < slice.queries; first += kBlock) {
+    if (h.first_of_group() && key < slice.keys) {   // nobody sees the rest
+      clear(g.dk, slice.key_begin + key, slice.keys - key, h.key_col(), p.key_dim);
+      clear(g.dv, slice.key_begin + key, slice.keys - key, h.value_col(), p.value_dim);
+    }
+    for (int64_t first = 0; first < slice.queries; first += kPairQueries) {
       kernels_.store_transposed(g.dq.row(slice.query_begin + first) + h.head * p.key_dim, g.dq.stride, w.dq + first * call.key_dim, nullptr,
-                                p.key_dim, std::min(kBlock, slice.queries - first));
+                                p.key_dim, std::min(kPairQueries, slice.queries - first));
     }
   }
   kernels_.end_pairs();
@@ -295,7 +311,7 @@ void PairAttention::prepare_queries(const Head& h) {
   const float scale = static_cast<float>(p.scale), softcap = static_cast<float>(p.softcap);
   for (int64_t i = 0; i < h.slice.queries; ++i) {
     const int64_t row = h.slice.query_begin + i;
-    w.delta[i] = kernels_.dot(h.dout(row), h.call.saved.out.row(row) + h.head * p.value_dim, p.value_dim);
+    w.delta[i] = delta_.as<float>()[h.head * h.call.dout.rows + row];
     w.lse[i] = h.call.saved.log_sum_exp(row, h.head);
     if (in.self_k.data == nullptr) continue;
     const float* k = in.self_k.row(row) + h.key_col();
@@ -303,8 +319,8 @@ void PairAttention::prepare_queries(const Head& h) {
     const float probability = std::exp(score - w.lse[i]);
     float ds = probability * scale * (kernels_.dot(h.dout(row), in.self_v.row(row) + h.value_col(), p.value_dim) - w.delta[i]);
     if (softcap > 0) ds *= 1.0f - (score / softcap) * (score / softcap);
-    float* dq = w.dq + i / kBlock * kBlock * h.call.key_dim + i % kBlock;
-    for (int64_t c = 0; c < p.key_dim; ++c) dq[c * kBlock] = ds * k[c];
+    float* dq = w.dq + i / kPairQueries * kPairQueries * h.call.key_dim + i % kPairQueries;
+    for (int64_t c = 0; c < p.key_dim; ++c) dq[c * kPairQueries] = ds * k[c];
     kernels_.add_row(g.dself_k.row(row) + h.key_col(), h.q(row), p.key_dim, ds);
     kernels_.add_row(g.dself_v.row(row) + h.value_col(), h.dout(row), p.value_dim, probability);
   }
@@ -324,28 +340,48 @@ void PairAttention::backward_keys(const Head& h, int64_t key, int64_t first_quer
   kernels_.pack_left_pairs(w.keys, rows_of(k, in.k.stride, keys, p.key_dim));
   kernels_.pack_left_pairs(w.values, rows_of(v, in.v.stride, keys, p.value_dim));
   kernels_.pack_left_pairs(w.key_columns, components_of(k, in.k.stride, keys, p.key_dim));
-  std::fill_n(w.dkeys, kBlock * key_dim, 0.0f);
-  std::fill_n(w.dvalues, kBlock * value_dim, 0.0f);
   alignas(64) int32_t first_lane[kBlock], last_lane[kBlock];
+  bool seen = false;
   for (int64_t first = first_query; first < h.slice.queries; first += kBlock) {
     const int64_t rows = std::min(kBlock, h.slice.queries - first);
     const auto visible = h.visible().subspan(index_of(first), index_of(rows));
     if (visible.front().begin >= key + keys) break;   // this window and all later ones lie behind
-    visible_lanes(first_lane, last_lane, visible, key);
+    visible_lanes(first_lane, last_lane, visible, key, 2);
     const int64_t query_panels = panels_of(rows), key_panels = panels_of(keys);
-    multiply(w.scores, kBlock, w.keys, w.q_columns + first * key_dim, key_panels, query_panels, key_dim, false);
-    multiply(w.dscores, kBlock, w.values, w.dout_columns + first * value_dim, key_panels, query_panels, value_dim, false);
-    kernels_.score_columns_backward({.scores = w.scores, .dscores = w.dscores, .first = first_lane, .last = last_lane,
-                                     .log_sum_exp = w.lse + first, .delta = w.delta + first, .probabilities = w.probabilities,
-                                     .gradients = w.dscore_rows, .gradient_columns = w.dscore_columns,
-                                     .scale = static_cast<float>(p.scale), .softcap = static_cast<float>(p.softcap)});
-    multiply(w.dvalues, value_dim, w.probabilities, w.dout_rows + first * value_dim, key_panels, value_dim / kGemmPanel, kBlock, true);
-    multiply(w.dkeys, key_dim, w.dscore_rows, w.q_rows + first * key_dim, key_panels, key_dim / kGemmPanel, kBlock, true);
-    multiply(w.dq + first * key_dim, kBlock, w.key_columns, w.dscore_columns, key_dim / kPairRows, query_panels, kBlock, true);
+    for (int64_t panel = 0; panel < 2; ++panel) {
+      const int64_t query = first + panel * kPairQueries;
+      if (panel < query_panels) {   // else scores are anything, and nobody sees them
+        multiply(w.scores, kPairQueries, w.keys, w.q_columns + query * key_dim, key_panels, 1, key_dim, false);
+        multiply(w.dscores, kPairQueries, w.values, w.dout_columns + query * value_dim, key_panels, 1, value_dim, false);
+      }
+      kernels_.score_columns_backward({.scores = w.scores, .dscores = w.dscores, .first = first_lane + panel * kPairQueries,
+                                       .last = last_lane + panel * kPairQueries, .log_sum_exp = w.lse + query, .delta = w.delta + query,
+                                       .probabilities = w.probabilities + panel * 512, .gradients = w.dscore_rows + panel * 512, .half_step = 1024,
+                                       .gradient_columns = w.dscore_columns + panel * (kBlock * kPairQueries),
+                                       .scale = static_cast<float>(p.scale), .softcap = static_cast<float>(p.softcap)});
+    }
+    multiply(w.dvalues, value_dim, w.probabilities, w.dout_rows + first * value_dim, key_panels, value_dim / kGemmPanel, kBlock, seen);
+    multiply(w.dkeys, key_dim, w.dscore_rows, w.q_rows + first * key_dim, key_panels, key_dim / kGemmPanel, kBlock, seen);
+    for (int64_t panel = 0; panel < query_panels; ++panel) {
+      multiply(w.dq + (first + panel * kPairQueries) * key_dim, kPairQueries, w.key_columns, w.dscore_columns + panel * (kBlock * kPairQueries),
+               key_dim / kPairRows, 1, kBlock, true);
+    }
+    seen = true;
   }
+  if (!seen) {
+    std::fill_n(w.dkeys, kBlock * key_dim, 0.0f);
+    std::fill_n(w.dvalues, kBlock * value_dim, 0.0f);
+  }
+  const auto give = [&](float* to, const float* sum, int64_t dim) {
+    if (h.first_of_group()) {
+      std::copy_n(sum, dim, to);
+    } else {
+      kernels_.add_row(to, sum, dim, 1.0f);
+    }
+  };
   for (int64_t i = 0; i < keys; ++i) {
-    kernels_.add_row(g.dk.row(key_row + i) + h.key_col(), w.dkeys + i * key_dim, p.key_dim, 1.0f);
-    kernels_.add_row(g.dv.row(key_row + i) + h.value_col(), w.dvalues + i * value_dim, p.value_dim, 1.0f);
+    give(g.dk.row(key_row + i) + h.key_col(), w.dkeys + i * key_dim, p.key_dim);
+    give(g.dv.row(key_row + i) + h.value_col(), w.dvalues + i * value_dim, p.value_dim);
   }
 }
 

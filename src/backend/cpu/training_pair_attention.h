@@ -2,7 +2,7 @@
 //
 // Scores are kept as [keys][queries]: then a softmax works across lanes that hold queries of their own, and what it gives is
 // already the factor of the next product: a left one for the gradients of keys and values, a right one (pairs of keys) for
-// outputs and the gradients of queries, which are summed transposed. Blocks of 64 keys by 64 queries, whatever the threads.
+// outputs and the gradients of queries, which are summed transposed. Blocks of 64 keys by panels of 32 queries, whatever the threads.
 #pragma once
 
 #include <vector>
@@ -42,6 +42,7 @@ class PairAttention {
   const TrainingKernels& kernels_;
   ThreadPool& pool_;
   Buffer keys_, work_;
+  Buffer delta_;                   // [heads][rows]: dout . out
   std::vector<int64_t> slice_blocks_;   // first block of keys of each slice
   std::vector<QueryTask> tasks_;
 };

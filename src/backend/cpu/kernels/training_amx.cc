@@ -204,18 +204,16 @@ void pair_tile(const PairTile& tile) {
   }
 }
 
-// 2^x; x over 127 is infinite, under -149 it is 0, NaN stays. Relative error under 5e-6 (the Taylor polynomial of 2^r, |r| <=
-// 1/2, without r^6 and beyond), where probabilities are rounded to 2^-9.
+// 2^x; x over 127 is infinite, under -149 it is 0, NaN stays. Relative error under 3e-6 (a polynomial of 2^r of least largest
+// relative error, 0 <= r < 1), where probabilities are rounded to 2^-9.
 inline F32 exp2_lanes(F32 x) {
-  const F32 within = _mm512_max_ps(f_set1(-200.0f), x);   // NaN where x is
-  const F32 n = f_round(within), r = f_sub(within, n);
-  F32 p = f_set1(1.3333558e-3f);
-  p = f_fma(p, r, f_set1(9.6181291e-3f));
-  p = f_fma(p, r, f_set1(5.5504109e-2f));
-  p = f_fma(p, r, f_set1(2.4022651e-1f));
-  p = f_fma(p, r, f_set1(6.9314718e-1f));
-  p = f_fma(p, r, f_set1(1.0f));
-  return _mm512_scalef_ps(p, n);
+  const F32 r = _mm512_reduce_ps(x, 1);   // x - floor(x); 0 where x is infinite
+  F32 p = f_set1(1.35341668e-2f);
+  p = f_fma(p, r, f_set1(5.20114638e-2f));
+  p = f_fma(p, r, f_set1(2.41442755e-1f));
+  p = f_fma(p, r, f_set1(6.93003833e-1f));
+  p = f_fma(p, r, f_set1(1.0000026226f));
+  return _mm512_scalef_ps(p, x);          // p 2^floor(x)
 }
 constexpr float kLog2E = 1.44269504f;
 
@@ -332,18 +330,18 @@ template <bool kWhole, bool kCapped>
 QUIPU_KERNEL bool score_columns_of(const ScoreColumns& b, int column) {
   const Visible visible{_mm512_loadu_si512(b.first + column), _mm512_loadu_si512(b.last + column)};
   const float* s = b.scores + column;
-  const F32 scale = f_set1(kCapped ? b.scale : b.scale * kLog2E);
-  // In units of log2, so that the exponential is 2^x; `maximum` keeps natural ones.
+  // In units of log2, so that the exponential is 2^x; `maximum` keeps natural ones. scale > 0: the largest score is that of the
+  // largest product.
+  const F32 scale = f_set1(kCapped ? kLog2E : b.scale * kLog2E);
   const auto score = [&](int key) {
-    const F32 raw = f_mul(f_load(s + key * kPairBlock), scale);
-    if constexpr (kCapped) return f_mul(capped_lanes(raw, b.softcap), f_set1(kLog2E));
+    const F32 raw = f_load(s + key * kPairQueries);
+    if constexpr (kCapped) return capped_lanes(f_mul(raw, f_set1(b.scale)), b.softcap);
     return raw;
   };
-  const F32 old = f_load(b.maximum + column);
-  F32 largest[2] = {f_mul(old, f_set1(kLog2E)), f_mul(old, f_set1(kLog2E))};
-  const F32 before = largest[0];
-  for (int key = 0; key < kPairBlock; key += 2) {
-    repeat<2>([&](auto i) {
+  const F32 nothing = f_set1(-__builtin_inff());
+  F32 largest[4] = {nothing, nothing, nothing, nothing};
+  for (int key = 0; key < kPairKeys; key += 4) {
+    repeat<4>([&](auto i) {
       if constexpr (kWhole) {
         largest[i] = f_max(score(key + i), largest[i]);
       } else {
@@ -351,13 +349,14 @@ QUIPU_KERNEL bool score_columns_of(const ScoreColumns& b, int column) {
       }
     });
   }
-  const F32 maximum = f_max(largest[0], largest[1]);
+  const F32 old = f_load(b.maximum + column), before = f_mul(old, f_set1(kLog2E));
+  const F32 maximum = f_max(f_mul(f_max(f_max(largest[0], largest[1]), f_max(largest[2], largest[3])), scale), before);
   F32 total[2] = {f_zero(), f_zero()};
-  uint16_t* out = b.probabilities + column / 32 * (kPairBlock * 32) + column % 32 / 16 * (kPairBlock * 16);
-  for (int key = 0; key < kPairBlock; key += 2, out += 32) {
+  uint16_t* out = b.probabilities + column * kPairKeys;
+  for (int key = 0; key < kPairKeys; key += 2, out += 32) {
     F32 p[2];
     repeat<2>([&](auto i) {
-      p[i] = exp2_lanes(f_sub(score(key + i), maximum));
+      p[i] = exp2_lanes(_mm512_fmsub_ps(score(key + i), scale, maximum));
       if constexpr (!kWhole) p[i] = _mm512_maskz_mov_ps(visible.at(key + i), p[i]);
       total[i] = f_add(total[i], p[i]);
     });
@@ -374,12 +373,12 @@ QUIPU_KERNEL bool score_columns_of(const ScoreColumns& b, int column) {
 
 inline bool sees_all(const int32_t* first, const int32_t* last) {
   return _mm512_cmple_epi32_mask(_mm512_loadu_si512(first), _mm512_setzero_si512()) == 0xffff &&
-         _mm512_cmpge_epi32_mask(_mm512_loadu_si512(last), _mm512_set1_epi32(static_cast<int>(kPairBlock))) == 0xffff;
+         _mm512_cmpge_epi32_mask(_mm512_loadu_si512(last), _mm512_set1_epi32(static_cast<int>(kPairKeys))) == 0xffff;
 }
 
 bool score_columns(const ScoreColumns& b) {
   bool moved = false;
-  for (int column = 0; column < kPairBlock; column += 16) {
+  for (int column = 0; column < kPairQueries; column += 16) {
     if (b.softcap > 0.0f) {
       moved |= score_columns_of<false, true>(b, column);
     } else if (sees_all(b.first + column, b.last + column)) {
@@ -391,27 +390,25 @@ bool score_columns(const ScoreColumns& b) {
   return moved;
 }
 
-// 32 queries from `column` on.
 template <bool kWhole, bool kCapped>
-QUIPU_KERNEL void score_columns_backward_of(const ScoreColumnsBackward& b, int column) {
-  const Visible visible[2] = {{_mm512_loadu_si512(b.first + column), _mm512_loadu_si512(b.last + column)},
-                              {_mm512_loadu_si512(b.first + column + 16), _mm512_loadu_si512(b.last + column + 16)}};
+QUIPU_KERNEL void score_columns_backward_of(const ScoreColumnsBackward& b) {
+  const Visible visible[2] = {{_mm512_loadu_si512(b.first), _mm512_loadu_si512(b.last)},
+                              {_mm512_loadu_si512(b.first + 16), _mm512_loadu_si512(b.last + 16)}};
   const F32 scale = f_set1(b.scale), to_log2 = f_set1(kCapped ? kLog2E : b.scale * kLog2E);
   F32 lse[2], delta[2];
   repeat<2>([&](auto i) {
-    lse[i] = f_mul(f_load(b.log_sum_exp + column + 16 * i), f_set1(kLog2E));
-    delta[i] = f_load(b.delta + column + 16 * i);
+    lse[i] = f_mul(f_load(b.log_sum_exp + 16 * i), f_set1(kLog2E));
+    delta[i] = f_mul(f_load(b.delta + 16 * i), scale);
   });
-  const int64_t block = column / 32;
-  for (int key = 0; key < kPairBlock; key += 2) {
+  for (int key = 0; key < kPairKeys; key += 2) {
     F32 p[2][2], ds[2][2];   // [key][half of the queries]
     repeat<2>([&](auto k) {
       repeat<2>([&](auto i) {
-        const int64_t at = (key + k) * kPairBlock + column + 16 * i;
+        const int64_t at = (key + k) * kPairQueries + 16 * i;
         F32 score = f_load(b.scores + at);
         if constexpr (kCapped) score = capped_lanes(f_mul(score, scale), b.softcap);
         p[k][i] = exp2_lanes(_mm512_fmsub_ps(score, to_log2, lse[i]));
-        ds[k][i] = f_mul(f_mul(p[k][i], scale), f_sub(f_load(b.dscores + at), delta[i]));
+        ds[k][i] = f_mul(p[k][i], _mm512_fmsub_ps(f_load(b.dscores + at), scale, delta[i]));
         if constexpr (kCapped) {
           const F32 ratio = f_mul(score, f_set1(1.0f / b.softcap));
           ds[k][i] = f_mul(ds[k][i], _mm512_fnmadd_ps(ratio, ratio, f_set1(1.0f)));
@@ -422,33 +419,31 @@ QUIPU_KERNEL void score_columns_backward_of(const ScoreColumnsBackward& b, int c
           ds[k][i] = _mm512_maskz_mov_ps(mask, ds[k][i]);
         }
       });
-      // Left factors: [2 x 32 keys][2 x 16 keys][2 blocks of 32 queries][16 keys][32 queries].
-      const int64_t row = ((key + k) / 16 * 2 + block) * 512 + (key + k) % 16 * 32;
+      // [4 x 16 keys][16 keys][32 queries]
+      const int64_t row = (key + k) / 16 * b.half_step + (key + k) % 16 * 32;
       _mm512_storeu_si512(b.probabilities + row, (__m512i)_mm512_cvtne2ps_pbh(p[k][1], p[k][0]));
       _mm512_storeu_si512(b.gradients + row, (__m512i)_mm512_cvtne2ps_pbh(ds[k][1], ds[k][0]));
     });
-    uint16_t* columns = b.gradient_columns + block * (kPairBlock * 32) + key / 2 * 32;
-    repeat<2>([&](auto i) { _mm512_storeu_si512(columns + i * (kPairBlock * 16), pair_lanes(ds[0][i], ds[1][i])); });
+    uint16_t* columns = b.gradient_columns + key / 2 * 32;
+    repeat<2>([&](auto i) { _mm512_storeu_si512(columns + i * (kPairKeys * 16), pair_lanes(ds[0][i], ds[1][i])); });
   }
 }
 
 void score_columns_backward(const ScoreColumnsBackward& b) {
-  for (int column = 0; column < kPairBlock; column += 32) {
-    if (b.softcap > 0.0f) {
-      score_columns_backward_of<false, true>(b, column);
-    } else if (sees_all(b.first + column, b.last + column) && sees_all(b.first + column + 16, b.last + column + 16)) {
-      score_columns_backward_of<true, false>(b, column);
-    } else {
-      score_columns_backward_of<false, false>(b, column);
-    }
+  if (b.softcap > 0.0f) {
+    score_columns_backward_of<false, true>(b);
+  } else if (sees_all(b.first, b.last) && sees_all(b.first + 16, b.last + 16)) {
+    score_columns_backward_of<true, false>(b);
+  } else {
+    score_columns_backward_of<false, false>(b);
   }
 }
 
 void scale_columns(float* x, const float* factor, int64_t rows) {
-  F32 f[kPairBlock / 16];
-  repeat<kPairBlock / 16>([&](auto i) { f[i] = f_load(factor + 16 * i); });
-  for (int64_t row = 0; row < rows; ++row, x += kPairBlock) {
-    repeat<kPairBlock / 16>([&](auto i) { f_store(x + 16 * i, f_mul(f_load(x + 16 * i), f[i])); });
+  F32 f[kPairQueries / 16];
+  repeat<kPairQueries / 16>([&](auto i) { f[i] = f_load(factor + 16 * i); });
+  for (int64_t row = 0; row < rows; ++row, x += kPairQueries) {
+    repeat<kPairQueries / 16>([&](auto i) { f_store(x + 16 * i, f_mul(f_load(x + 16 * i), f[i])); });
   }
 }
 
@@ -458,7 +453,7 @@ QUIPU_KERNEL void store_transposed(float* out, int64_t out_ld, const float* in, 
     for (int64_t row = 0; row < rows; row += 16) {
       __m512i w[16];
       repeat<16>([&](auto i) {
-        w[i] = row + i < rows ? _mm512_castps_si512(f_mul(f_load(in + (row + i) * kPairBlock + col), scale)) : _mm512_setzero_si512();
+        w[i] = row + i < rows ? _mm512_castps_si512(f_mul(f_load(in + (row + i) * kPairQueries + col), scale)) : _mm512_setzero_si512();
       });
       transpose_words(w);
       const int64_t left = rows - row;

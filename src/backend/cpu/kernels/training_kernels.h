@@ -95,32 +95,35 @@ struct GateTileBackward {
   bool gelu = false;
 };
 
-// Attention over pairs works on blocks of this many keys by as many queries.
-inline constexpr int64_t kPairBlock = 64;
+// Attention over pairs works on blocks of this many keys by panels of this many queries: with 64 queries what a block of keys
+// touches is larger than a first-level cache of 48 KiB.
+inline constexpr int64_t kPairKeys = 64;
+inline constexpr int64_t kPairQueries = 32;
 
 // One step of the running softmax over a block of keys, one query a column.
 struct ScoreColumns {
-  const float* scores = nullptr;   // [kPairBlock keys][kPairBlock queries]: q . k
-  const int32_t* first = nullptr;  // [kPairBlock queries]: visible keys are first <= key < last, both in 0 .. kPairBlock
+  const float* scores = nullptr;   // [kPairKeys][kPairQueries]: q . k
+  const int32_t* first = nullptr;  // [kPairQueries]: visible keys are first <= key < last, both in 0 .. kPairKeys
   const int32_t* last = nullptr;
-  float* maximum = nullptr;        // [kPairBlock]
+  float* maximum = nullptr;        // [kPairQueries]
   float* total = nullptr;
   float* rescale = nullptr;        // written: what sums of earlier blocks are to be multiplied by
-  uint16_t* probabilities = nullptr;   // written: a right factor [keys, queries], 2 panels of 32 queries
+  uint16_t* probabilities = nullptr;   // written: a panel of a right factor [keys, queries]
   float scale = 1.0f, softcap = 0.0f;  // scale > 0
 };
 // Its backward.
 struct ScoreColumnsBackward {
-  const float* scores = nullptr;   // [kPairBlock keys][kPairBlock queries]: q . k
+  const float* scores = nullptr;   // [kPairKeys][kPairQueries]: q . k
   const float* dscores = nullptr;  // the same: dout . v
   const int32_t* first = nullptr;
   const int32_t* last = nullptr;
-  const float* log_sum_exp = nullptr;   // [kPairBlock]
-  const float* delta = nullptr;         // [kPairBlock]: dout . out
-  // Written: probabilities and gradients of q . k as left factors [keys, queries], 2 blocks of 32 keys, and the latter as
-  // a right factor [keys, queries], 2 panels of 32 queries.
+  const float* log_sum_exp = nullptr;   // [kPairQueries]
+  const float* delta = nullptr;         // [kPairQueries]: dout . out
+  // Written: probabilities and gradients of q . k as one block of 32 queries of left factors [keys, queries], their halves
+  // half_step apart, and the latter as a panel of a right factor [keys, queries].
   uint16_t* probabilities = nullptr;
   uint16_t* gradients = nullptr;
+  int64_t half_step = 0;
   uint16_t* gradient_columns = nullptr;
   float scale = 1.0f, softcap = 0.0f;
 };
@@ -229,9 +232,9 @@ struct TrainingKernels {
   // Attention over pairs. score_columns says whether any rescale is not 1.
   bool (*score_columns)(const ScoreColumns& block);
   void (*score_columns_backward)(const ScoreColumnsBackward& block);
-  // x[r, c] *= factor[c], rows of 64 columns.
+  // x[r, c] *= factor[c], rows of kPairQueries columns.
   void (*scale_columns)(float* x, const float* factor, int64_t rows);
-  // out[c * out_ld + r] = factor[c] * in[r * kPairBlock + c] for c < cols, r < rows; factor null: 1.
+  // out[c * out_ld + r] = factor[c] * in[r * kPairQueries + c] for c < cols, r < rows; factor null: 1.
   void (*store_transposed)(float* out, int64_t out_ld, const float* in, const float* factor, int64_t rows, int64_t cols);
 };
 
