@@ -299,7 +299,7 @@ void quantised_tile(const OutputTile& out, const WidePanels& w, const QuantisedT
 
 // Not __builtin_prefetch, which the compiler may move out from between the products.
 [[gnu::always_inline]] inline void ask_for_block(const std::byte* block) {
-  repeat<kPairedBlockBytes / 64>([&](auto line) { __asm__ volatile("prefetcht1 %0" : : "m"(*(block + 64 * line))); });
+  repeat<kPairedBlockBytes / 64>([block](auto line) { __asm__ volatile("prefetcht1 %0" : : "m"(*(block + 64 * line))); });
 }
 
 template <int H, int P>
