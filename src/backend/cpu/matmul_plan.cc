@@ -332,14 +332,17 @@ void MatmulPlan::run_few_rows(std::span<const MatmulOutput> outputs, MatrixView<
   });
 }
 
+int64_t MatmulPlan::paired_sum_bytes() const {
+  const int64_t products = static_cast<int64_t>(std::min(paired_tiles_.size(), kPairedTaskTiles)) * kPairedTaskPanels / 2;
+  return products * kPairedSumFloats * 4;
+}
+
 void MatmulPlan::run_rows(std::span<const MatmulOutput> outputs, int64_t cols, bool any_paired, bool any_coded) {
   // Two panels: codes, at most cols/16 groups of 16 scales and minimums each, and the kernel's sums.
   int64_t scratch_bytes = 2 * (cols * 16 + 2 * cols * 4) + kernels_.tile_scratch_bytes;
   if (any_paired) {
-    const int64_t products = static_cast<int64_t>(std::min(paired_tiles_.size(), kPairedTaskTiles)) * kPairedTaskPanels / 2;
-    paired_sum_bytes_ = products * kPairedSumFloats * 4;
     const int64_t expanded = any_coded ? kPairedTaskPanels * kPairedStretchBlocks * kPairedBlockBytes : 0;
-    scratch_bytes = std::max(scratch_bytes, paired_sum_bytes_ + expanded);
+    scratch_bytes = std::max(scratch_bytes, paired_sum_bytes() + expanded);
   }
   wide_scratch_.resize(static_cast<size_t>(pool_.threads()));
   for (Buffer& scratch : wide_scratch_) grow(scratch, scratch_bytes);
@@ -417,7 +420,7 @@ void MatmulPlan::run_paired_panels(const MatmulOutput& output, int64_t first_pan
   // The weights of a single tile are used once: no stretches, unless they have to be expanded.
   const int64_t stretch = paired_tiles_.size() == 1 && !coded ? blocks : kPairedStretchBlocks;
   std::byte* scratch = wide_scratch_[static_cast<size_t>(worker)].data();
-  std::byte* expanded = scratch + paired_sum_bytes_;   // [panels][kPairedStretchBlocks] of a stretch
+  std::byte* expanded = scratch + paired_sum_bytes();   // [panels][kPairedStretchBlocks] of a stretch
   for (size_t begin = 0; begin < paired_tiles_.size(); begin += kPairedTaskTiles) {
     const auto tiles = std::span(paired_tiles_).subspan(begin, std::min(kPairedTaskTiles, paired_tiles_.size() - begin));
     for (int64_t block = 0; block < blocks; block += stretch) {

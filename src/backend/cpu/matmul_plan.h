@@ -50,6 +50,7 @@ class MatmulPlan {
   void stream_panels(std::span<const MatmulOutput> outputs, int64_t task, bool more, int worker);
   void run_wide_panels(const MatmulOutput& output, int64_t first_panel, int panels, int worker);
   void run_float_panels(const MatmulOutput& output, int64_t first_panel, int panels);
+  int64_t paired_sum_bytes() const;   // of a task's products
   void run_paired_panels(const MatmulOutput& output, int64_t first_panel, int panels, int worker);
 
   const KernelTable& kernels_;
@@ -62,7 +63,6 @@ class MatmulPlan {
   size_t correction_count_ = 0;
   std::vector<Buffer> row_scratch_;         // per worker: one row's codes, scales, sums
   std::vector<Buffer> wide_scratch_;        // per worker: two widened panels, or sums of paired products and expanded codes
-  int64_t paired_sum_bytes_ = 0;
 };
 
 }  // namespace quipu::cpu

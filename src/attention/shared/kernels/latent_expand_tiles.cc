@@ -14,13 +14,7 @@
 #include "ops/kernels/inlining.h"
 #include "tensor/float16.h"
 
-// Everything below has internal linkage and instantiates no template of a header above; see latent_tiles.cc.
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,avx512bf16"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
-#endif
+#include "ops/kernels/amx_target_begin.h"
 
 namespace quipu {
 namespace {
@@ -125,11 +119,7 @@ void expand(PairedSegment& out, const TileSegment& s, const HeadUp& up, std::byt
 }  // namespace
 }  // namespace quipu
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "ops/kernels/amx_target_end.h"
 
 namespace quipu {
 

@@ -29,13 +29,7 @@
 #include "backend/cpu/kernels/kernels.h"
 #include "tensor/float16.h"
 
-// Everything below has internal linkage and instantiates no template of a header above; see avx512.cc.
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,avx512bf16,prfchw"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16,prfchw,prefer-vector-width=512")
-#endif
+#include "ops/kernels/amx_target_begin.h"
 
 namespace quipu::cpu {
 namespace {
@@ -478,11 +472,7 @@ void coded_gemv(float* y, int64_t ld, const std::byte* panel, int64_t panels, in
 }  // namespace
 }  // namespace quipu::cpu
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "ops/kernels/amx_target_end.h"
 
 namespace quipu::cpu {
 

@@ -15,13 +15,7 @@
 #include "tensor/dtype.h"
 #include "tensor/float16.h"
 
-// Internal linkage and no templates of the headers above: see avx512.cc.
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,avx512bf16"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
-#endif
+#include "ops/kernels/amx_target_begin.h"
 
 namespace quipu::cpu {
 namespace {
@@ -473,11 +467,7 @@ QUIPU_KERNEL void store_transposed(float* out, int64_t out_ld, const float* in, 
 }  // namespace
 }  // namespace quipu::cpu
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "ops/kernels/amx_target_end.h"
 
 namespace quipu::cpu {
 
