@@ -330,7 +330,7 @@ Result<StudyCell> Study::cell(const StudyModel& model, const Planned& planned, i
     ASSIGN_OR_RETURN(texts, shuffled_corpus(shape_, work_));
   }
   std::ostringstream text;
-  text << "# Made by quipu reproduce " << shape_.name << ".\n[model]\nconfig = " << ordered_json(fs::absolute(planned.config).string()) << "\n[data]\ntrain = "
+  text << "# Made by quipu reproduce " << shape_.name << ".\n[model]\nconfig = " << ordered_json(fs::absolute(planned.config).string()) << "\ndeviation = " << shape_.deviation << "\n[data]\ntrain = "
        << ordered_json(fs::absolute(texts).string()) << "\nextensions = [\".txt\"]\ncache = \"tokens\"\n"
        << (model.shuffled ? "" : "tokenizer = \"tokenizer.json\"\n")
        << "[train]\nsteps = " << planned.steps << "\nbatch = " << shape_.batch << "\nmicro_batch = 1\nsequence = " << shape_.sequence << "\nseed = " << seed

@@ -31,8 +31,9 @@ struct StudyModel {
 struct StudyShape {
   std::string name;                // "variants"
   int64_t hidden = 128, layers = 4, inner = 352, vocabulary = 2048;
-  int64_t sequence = 2048, batch = 4, steps = 300;
-  double learning_rate = 3e-3;
+  int64_t sequence = 2048, batch = 4, steps = 600;
+  double learning_rate = 6e-3;
+  double deviation = 0.088;        // of random matrices, 1/sqrt(hidden): with 0.02 so narrow a model hardly learns
   int64_t longest = 4096;          // tokens of a held-out document that are asked about
   int64_t least = 512;             // documents that have fewer are not
   std::vector<int64_t> contexts = {4096, 32768};   // of decoding

@@ -178,7 +178,7 @@ Result<void> write_study(const StudyShape& shape, const std::vector<StudyModelRe
                              {"threads", options.threads},
                              {"shape", {{"hidden", shape.hidden}, {"layers", shape.layers}, {"vocabulary", shape.vocabulary},
                                         {"sequence", shape.sequence}, {"batch", shape.batch}, {"steps", shape.steps},
-                                        {"learning_rate", shape.learning_rate}}},
+                                        {"learning_rate", shape.learning_rate}, {"deviation", shape.deviation}}},
                              {"loss", "nats a token of held-out documents, positions below " + std::to_string(shape.sequence)},
                              {"models", models}};
   RETURN_IF_ERROR(write_text_file(options.work + "/" + shape.name + ".json", json.dump(1) + "\n"));
