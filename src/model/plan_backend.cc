@@ -37,7 +37,7 @@ void PlanBackend::do_gated_activation(MatrixView<float>, MatrixView<const float>
 void PlanBackend::do_rope(MatrixView<float>, int64_t, std::span<const int64_t>, std::span<const float>, const RopeOptions&) {
   no_operation("rope");
 }
-void PlanBackend::do_store_kv(const KvCacheView&, int64_t, MatrixView<const float>, MatrixView<const float>) {
+void PlanBackend::do_store_kv(std::span<const AttendSlice>, MatrixView<const float>, MatrixView<const float>) {
   no_operation("store_kv");
 }
 void PlanBackend::do_attend(MatrixView<float>, MatrixView<const float>, std::span<const AttendSlice>, const AttendOptions&) {

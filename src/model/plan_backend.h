@@ -21,7 +21,7 @@ class PlanBackend final : public Backend {
   void do_add(MatrixView<float>, MatrixView<const float>) override;
   void do_gated_activation(MatrixView<float>, MatrixView<const float>, MatrixView<const float>, GateActivation) override;
   void do_rope(MatrixView<float>, int64_t, std::span<const int64_t>, std::span<const float>, const RopeOptions&) override;
-  void do_store_kv(const KvCacheView&, int64_t, MatrixView<const float>, MatrixView<const float>) override;
+  void do_store_kv(std::span<const AttendSlice>, MatrixView<const float>, MatrixView<const float>) override;
   void do_attend(MatrixView<float>, MatrixView<const float>, std::span<const AttendSlice>, const AttendOptions&) override;
 };
 

@@ -103,12 +103,16 @@ void Backend::rope(MatrixView<float> x, int64_t head_dim, std::span<const int64_
   do_rope(x, head_dim, positions, inverse_frequency, options);
 }
 
-void Backend::store_kv(const KvCacheView& cache, int64_t first_row, MatrixView<const float> k,
-                       MatrixView<const float> v) {
-  check_cache("store_kv", cache, first_row + k.rows);
-  check_view("store_kv", "k", k, k.rows, cache.kv_heads * cache.key_dim);
-  check_view("store_kv", "v", v, k.rows, cache.kv_heads * cache.value_dim);
-  do_store_kv(cache, first_row, k, v);
+void Backend::store_kv(std::span<const AttendSlice> slices, MatrixView<const float> k, MatrixView<const float> v) {
+  for (const AttendSlice& slice : slices) {
+    const KvCacheView& cache = slice.cache;
+    check_cache("store_kv", cache, slice.first_key + slice.rows);
+    CHECK(slice.rows >= 0 && slice.row_begin >= 0 && slice.row_begin + slice.rows <= k.rows && slice.first_key >= 0)
+        << "[store_kv] slice of rows " << slice.row_begin << "+" << slice.rows << " of " << k.rows;
+    check_view("store_kv", "k", k, k.rows, cache.kv_heads * cache.key_dim);
+    check_view("store_kv", "v", v, k.rows, cache.kv_heads * cache.value_dim);
+  }
+  do_store_kv(slices, k, v);
 }
 
 void Backend::attend(MatrixView<float> out, MatrixView<const float> q, std::span<const AttendSlice> slices,

@@ -87,7 +87,7 @@ struct RopeOptions {
   float magnitude = 1.0f;        // cos and sin are multiplied by it (YaRN)
 };
 
-// One sequence's queries in attend(): rows [row_begin, row_begin + rows) of q and out.
+// One sequence's rows in store_kv() and attend(): [row_begin, row_begin + rows) of k and v, of q and out.
 struct AttendSlice {
   int64_t row_begin = 0;
   int64_t rows = 0;
@@ -148,9 +148,14 @@ class Backend {
   void rope(MatrixView<float> x, int64_t head_dim, std::span<const int64_t> positions,
             std::span<const float> inverse_frequency, const RopeOptions& options);
 
-  // Writes the keys and values of k [n, kv_heads * key_dim] and v [n, kv_heads * value_dim] at cache rows
-  // first_row .. first_row + n - 1, in the cache's dtype.
-  void store_kv(const KvCacheView& cache, int64_t first_row, MatrixView<const float> k, MatrixView<const float> v);
+  // Writes the keys and values of k [n, kv_heads * key_dim] and v [n, kv_heads * value_dim], in each cache's dtype: those of a
+  // slice's rows at cache rows first_key, first_key + 1, ...
+  void store_kv(std::span<const AttendSlice> slices, MatrixView<const float> k, MatrixView<const float> v);
+  // All rows into one cache.
+  void store_kv(const KvCacheView& cache, int64_t first_row, MatrixView<const float> k, MatrixView<const float> v) {
+    const AttendSlice slice{0, k.rows, first_row, cache};
+    store_kv({&slice, 1}, k, v);
+  }
 
   // out [n, heads * value_dim] = softmax(scale * q k^T, causal) v, per head, over paged caches; q [n, heads * key_dim].
   // Never builds a rows x keys matrix; one running softmax per block of keys.                  [Milakov 2018, Dao 2022]
@@ -175,8 +180,7 @@ class Backend {
                                    GateActivation activation) = 0;
   virtual void do_rope(MatrixView<float> x, int64_t head_dim, std::span<const int64_t> positions,
                        std::span<const float> inverse_frequency, const RopeOptions& options) = 0;
-  virtual void do_store_kv(const KvCacheView& cache, int64_t first_row, MatrixView<const float> k,
-                           MatrixView<const float> v) = 0;
+  virtual void do_store_kv(std::span<const AttendSlice> slices, MatrixView<const float> k, MatrixView<const float> v) = 0;
   virtual void do_attend(MatrixView<float> out, MatrixView<const float> q, std::span<const AttendSlice> slices,
                          const AttendOptions& options) = 0;
 

@@ -152,12 +152,12 @@ void GroupedQuery::forward(Backend& backend, MatrixView<float> out, MatrixView<c
                             .value_pages = values.pages,
                             .ring_pages = keys.ring_pages()};
     const int64_t first_key = keys.rows;
-    backend.store_kv(cache, first_key, k.rows_from(slice.row_begin, slice.rows), v.rows_from(slice.row_begin, slice.rows));
     std::construct_at(slices + count++, AttendSlice{slice.row_begin, slice.rows, first_key, cache});
     keys.rows += slice.rows;
     values.rows += slice.rows;
     slice.state->advance(slice.rows);
   }
+  backend.store_kv({slices, count}, k, v);
   backend.attend(attended, q, {slices, count},
                  {.heads = s_.heads, .scale = s_.scale, .window = s_.window, .logit_softcap = s_.softcap});
   backend.matmul(out, *output_, attended, data_or_null(output_bias_));

@@ -99,10 +99,9 @@ void Infini::attend_locally(Step& step, const MemoryStep& memory) const {
     const MemoryRun& run = memory.runs[i];
     const KvCacheView& cache = step.caches[run.sequence];
     if (run.move_rows > 0) move_rows(cache, run.move_from, run.move_rows, step.row_buffer);
-    step.backend.store_kv(cache, run.first_key, step.rotated_k.rows_from(run.row_begin, run.rows),
-                          step.v.rows_from(run.row_begin, run.rows));
     std::construct_at(step.slices + i, AttendSlice{run.row_begin, run.rows, run.first_key, cache});
   }
+  step.backend.store_kv({step.slices, memory.runs.size()}, step.rotated_k, step.v);
   step.backend.attend(step.attended, step.rotated_q, {step.slices, memory.runs.size()},
                       {.heads = s_.heads, .scale = s_.scale});
 }

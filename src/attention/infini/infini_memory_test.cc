@@ -295,16 +295,16 @@ TEST(InfiniMemory, TheWindowHoldsTheNeighbouringSegmentOnly) {
 TEST(InfiniMemory, FeatureMapsGiveTheirDefinitions) {
   const float x[] = {2, -1};
   float out[12];
-  FeatureMap{.feature = Feature::kDpfp, .dim = 2, .nu = 3}.apply(out, x);  // r = [2, 0, 0, 1]
+  apply_features(FeatureMap{.feature = Feature::kDpfp, .dim = 2, .nu = 3}, out, x);  // r = [2, 0, 0, 1]
   expect_near({out, out + 12}, {0, 0, 0, 2, 0, 0, 0, 0, 2, 0, 0, 0});
-  FeatureMap{.feature = Feature::kSiluL2, .dim = 2}.apply(out, x);
+  apply_features(FeatureMap{.feature = Feature::kSiluL2, .dim = 2}, out, x);
   const double a = 2 / (1 + std::exp(-2.0)), b = -1 / (1 + std::exp(1.0)), length = std::sqrt(a * a + b * b);
   expect_near({out, out + 2}, {a / length, b / length});
-  FeatureMap{.dim = 2, .unit = true}.apply(out, x);
+  apply_features(FeatureMap{.dim = 2, .unit = true}, out, x);
   const double e = std::exp(-1.0), unit = std::sqrt(9 + e * e);
   expect_near({out, out + 2}, {3 / unit, e / unit});
   const float zero[] = {0, 0};
-  FeatureMap{.feature = Feature::kSiluL2, .dim = 2}.apply(out, zero);
+  apply_features(FeatureMap{.feature = Feature::kSiluL2, .dim = 2}, out, zero);
   expect_near({out, out + 2}, {0, 0});
 }
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "attention/shared/feature_gradients.h"
+#include "attention/shared/memory_features.h"
 #include "attention/shared/small_gemm.h"
 
 namespace quipu {

@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 
+#include "attention/shared/feature_rows.h"
 #include "attention/shared/memory_tile.h"
 #include "attention/shared/segment_memory.h"
 #include "attention/shared/segment_memory_regions.h"
@@ -17,12 +18,6 @@ constexpr float kLeastDenominator = 1e-6f;
 constexpr float kRmsEpsilon = 1e-6f;
 
 float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
-
-float dot(const float* a, const float* b, int64_t count) {
-  float sum = 0.0f;
-  for (int64_t i = 0; i < count; ++i) sum += a[i] * b[i];
-  return sum;
-}
 
 const float* data_or_null(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
 
@@ -179,14 +174,14 @@ void SegmentMemory::map_and_normalise(MemoryStep& step, const MemoryInput& input
     step.write(row, memory) = weight;
 
     float* key = step.key_features.row(row) + memory * features;
-    s_.map.apply(key, input.key.row(row) + memory * input.key_stride);
+    apply_features(s_.map, key, input.key.row(row) + memory * input.key_stride);
     if (s_.rule == MemoryRule::kDelta)
-      step.key_norm(row, memory) = std::max(dot(key, sum, features), kLeastDenominator);
+      step.key_norm(row, memory) = std::max(dot_rows(key, sum, features), kLeastDenominator);
     for (int64_t head = memory * group; head < (memory + 1) * group; ++head) {
       float* query = step.query_features.row(row) + head * features;
-      s_.map.apply(query, input.query.row(row) + head * input.query_stride);
+      apply_features(s_.map, query, input.query.row(row) + head * input.query_stride);
       if (s_.norm == ReadNorm::kSum)
-        step.query_norm(row, head) = std::max(dot(query, sum, features), kLeastDenominator);
+        step.query_norm(row, head) = std::max(dot_rows(query, sum, features), kLeastDenominator);
     }
     if (sum != nullptr && weight != 0.0f) {
       for (int64_t i = 0; i < features; ++i) open[i] += weight * key[i];
@@ -195,7 +190,7 @@ void SegmentMemory::map_and_normalise(MemoryStep& step, const MemoryInput& input
   if (cursor.fold_after) fold();
 }
 
-// All queries of the run read the closed segments, kTileBatch of them in a pass.
+// All queries of the run read the closed segments, kTileBatch of them in a pass; divided by sigma(q) . z where the norm is that.
 void SegmentMemory::read_tile(MemoryStep& step, const MemoryRun& run, const MemoryStep::TileTask& task) const {
   const int64_t group = s_.group();
   TileRead reads[kTileBatch];
@@ -210,6 +205,14 @@ void SegmentMemory::read_tile(MemoryStep& step, const MemoryRun& run, const Memo
     }
   }
   tile_read({reads, count}, task.memory, task.features, task.columns, task.isa);
+  if (s_.norm != ReadNorm::kSum) return;
+  for (int64_t row = run.row_begin; row < run.row_begin + run.rows; ++row) {
+    for (int64_t head = task.memory_index * group; head < (task.memory_index + 1) * group; ++head) {
+      float* read = step.read.row(row) + head * s_.value_dim + task.tile * kTileColumns;
+      const float inverse = 1.0f / step.query_norm(row, head);
+      for (int64_t c = 0; c < task.columns; ++c) read[c] *= inverse;
+    }
+  }
 }
 
 SegmentMemory::Writes SegmentMemory::writes_of(const MemoryStep& step, const MemoryRun& run, int64_t memory) const {
@@ -375,15 +378,11 @@ void SegmentMemory::end(MemoryStep& step) const {
 
 MatrixView<float> SegmentMemory::reads(MemoryStep& step) const {
   const int64_t dim = s_.value_dim;
-  if (s_.norm == ReadNorm::kNone) return step.read;
+  if (s_.norm != ReadNorm::kRms) return step.read;
   step.backend.pool().parallel_for(step.read.rows, [&](int64_t row) {
     for (int64_t head = 0; head < s_.heads; ++head) {
       float* read = step.read.row(row) + head * dim;
-      if (s_.norm == ReadNorm::kSum) {
-        for (int64_t c = 0; c < dim; ++c) read[c] /= step.query_norm(row, head);
-        continue;
-      }
-      const float mean = dot(read, read, dim) / static_cast<float>(dim);
+      const float mean = dot_rows(read, read, dim) / static_cast<float>(dim);
       const float factor = 1.0f / std::sqrt(mean + kRmsEpsilon);
       for (int64_t c = 0; c < dim; ++c) {
         read[c] *= factor * (read_norm_.empty() ? 1.0f : read_norm_[static_cast<size_t>(c)]);

@@ -188,31 +188,39 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void do_store_kv(const KvCacheView& cache, int64_t first_row, MatrixView<const float> k,
-                   MatrixView<const float> v) override {
-    const int64_t key_bytes = kv_head_page_bytes(cache.dtype, cache.key_dim);
-    const int64_t value_bytes = kv_head_page_bytes(cache.dtype, cache.value_dim);
-    // By page: the rows of one page share cache lines.
-    const int64_t first_page = first_row / kPageRows;
-    const int64_t last_page = (first_row + k.rows + kPageRows - 1) / kPageRows;
-    const auto store_page = [&](int64_t index) {
-      const int64_t page = first_page + index / cache.kv_heads;
-      const int64_t head = index % cache.kv_heads;
-      std::byte* key_page = cache.key_page(page) + head * key_bytes;
-      std::byte* value_page = cache.value_page(page) + head * value_bytes;
-      const int64_t begin = std::max(first_row, page * kPageRows);
-      const int64_t end = std::min(first_row + k.rows, (page + 1) * kPageRows);
+  void do_store_kv(std::span<const AttendSlice> slices, MatrixView<const float> k, MatrixView<const float> v) override {
+    // What the rows of a slice put on one page of one head, by page: the rows of one page share cache lines.
+    const auto store_page = [&](const AttendSlice& slice, int64_t index) {
+      const KvCacheView& cache = slice.cache;
+      const int64_t page = slice.first_key / kPageRows + index / cache.kv_heads, head = index % cache.kv_heads;
+      std::byte* key_page = cache.key_page(page) + head * kv_head_page_bytes(cache.dtype, cache.key_dim);
+      std::byte* value_page = cache.value_page(page) + head * kv_head_page_bytes(cache.dtype, cache.value_dim);
+      const int64_t begin = std::max(slice.first_key, page * kPageRows);
+      const int64_t end = std::min(slice.first_key + slice.rows, (page + 1) * kPageRows);
       for (int64_t row = begin; row < end; ++row) {
-        const int64_t in_page = row - page * kPageRows;
-        save_key_row(key_page, cache.dtype, cache.key_dim, in_page, k.row(row - first_row) + head * cache.key_dim);
-        save_value_row(value_page, cache.dtype, cache.value_dim, in_page, v.row(row - first_row) + head * cache.value_dim);
+        const int64_t in_page = row - page * kPageRows, from = slice.row_begin + row - slice.first_key;
+        save_key_row(key_page, cache.dtype, cache.key_dim, in_page, k.row(from) + head * cache.key_dim);
+        save_value_row(value_page, cache.dtype, cache.value_dim, in_page, v.row(from) + head * cache.value_dim);
       }
     };
-    const int64_t tasks = (last_page - first_page) * cache.kv_heads;
-    if (k.rows * k.cols < kParallelElements) {
-      for (int64_t task = 0; task < tasks; ++task) store_page(task);
+    const auto tasks = [](const AttendSlice& slice) {
+      const int64_t pages = (slice.first_key + slice.rows + kPageRows - 1) / kPageRows - slice.first_key / kPageRows;
+      return slice.rows == 0 ? 0 : pages * slice.cache.kv_heads;
+    };
+    const auto is_long = [&](const AttendSlice& slice) { return slice.rows * k.cols >= kParallelElements; };
+    for (const AttendSlice& slice : slices) {
+      if (is_long(slice)) pool().parallel_for(tasks(slice), [&](int64_t task) { store_page(slice, task); });
+    }
+    // Short ones, a sequence a task: its own thread attends to it next.
+    const auto store_short = [&](int64_t number) {
+      const AttendSlice& slice = slices[static_cast<size_t>(number)];
+      for (int64_t task = is_long(slice) ? tasks(slice) : 0; task < tasks(slice); ++task) store_page(slice, task);
+    };
+    const int64_t count = static_cast<int64_t>(slices.size());
+    if (count * k.cols < kParallelElements) {
+      for (int64_t i = 0; i < count; ++i) store_short(i);
     } else {
-      pool().parallel_for(tasks, store_page);
+      pool().parallel_for(count, store_short);
     }
   }
 

@@ -281,6 +281,31 @@ std::vector<float> attend_in_chunks(Backend& backend, DType dtype, const Attenti
   return out;
 }
 
+// Short and long slices, and an empty one, stored in one call: the bytes the reference leaves, each stored alone.
+TEST_P(CpuBackendTest, StoresSequencesTogetherAsEachAlone) {
+  const AttentionShapeCase shape{4, 2, 64, 32, 0, 0.0f};
+  const auto backend = cpu(GetParam()), reference = make_reference_backend(1);
+  struct Part {
+    int64_t rows, first_key;
+  };
+  const Part parts[] = {{1, 63}, {0, 5}, {70, 60}, {1, 64}, {3, 126}, {1, 0}};
+  int64_t rows = 0;
+  for (const Part& part : parts) rows += part.rows;
+  const int64_t kw = shape.kv_heads * shape.key_dim, vw = shape.kv_heads * shape.value_dim;
+  const std::vector<float> k = normals(rows * kw, 5), v = normals(rows * vw, 6);
+  std::vector<Cache> together, alone;
+  std::vector<AttendSlice> slices;
+  for (const Part& part : parts) {
+    together.push_back(make_cache(DType::kF16, shape, 192));
+    alone.push_back(make_cache(DType::kF16, shape, 192));
+    const int64_t begin = slices.empty() ? 0 : slices.back().row_begin + slices.back().rows;
+    slices.push_back({begin, part.rows, part.first_key, together.back().view});
+    reference->store_kv(alone.back().view, part.first_key, {k.data() + begin * kw, part.rows, kw}, {v.data() + begin * vw, part.rows, vw});
+  }
+  backend->store_kv(slices, {k.data(), rows, kw}, {v.data(), rows, vw});
+  for (size_t i = 0; i < slices.size(); ++i) EXPECT_EQ(together[i].memory, alone[i].memory) << i;
+}
+
 // Scores have a spread of about 3 here, so softmax is peaked and ignoring q would show. The caches hold the same bytes in
 // both back ends; what differs is float against double arithmetic (1e-5 of the values' size) and, for q8_0, queries
 // rounded to 8 bits: 0.5 % of a score's size of about 3, twice (numerator and denominator): 3 %.

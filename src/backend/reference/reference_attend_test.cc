@@ -8,6 +8,7 @@
 
 #include "backend/reference/reference_backend.h"
 #include "base/random.h"
+#include "tensor/float16.h"
 
 namespace quipu {
 namespace {
@@ -51,6 +52,30 @@ std::vector<float> as_cached(DType dtype, const float* row, int64_t dim) {
   save_value_row(page.data(), dtype, dim, 0, row);
   load_value_row(out.data(), dtype, page.data(), dim, 0);
   return out;
+}
+
+// Rows are rounded as tensor/float16.h says, whatever instructions do it: the same state on every machine.
+TEST(KvRows, AreRoundedAsThePortableConversionsSay) {
+  std::vector<float> row = {0.0f, -0.0f, 65519.9f, 65520.0f, -1e30f, INFINITY, 5.9e-8f, 2.9e-8f, 1.00048828125f, 1.00146484375f, 6.1e-5f};
+  RandomStream random(3, 1);
+  while (row.size() < 77) row.push_back(static_cast<float>(random.normal() * std::exp(6 * random.normal())));
+  const int64_t dim = static_cast<int64_t>(row.size());
+  for (const DType dtype : {DType::kF16, DType::kBF16}) {
+    std::vector<std::byte> page(static_cast<size_t>(kv_head_page_bytes(dtype, dim)));
+    std::vector<float> out(row.size());
+    const auto expect_rounded = [&] {
+      for (size_t i = 0; i < row.size(); ++i) {
+        const float wanted = dtype == DType::kF16 ? f16_to_f32(f32_to_f16(row[i])) : bf16_to_f32(f32_to_bf16(row[i]));
+        EXPECT_EQ(std::bit_cast<uint32_t>(out[i]), std::bit_cast<uint32_t>(wanted)) << row[i];
+      }
+    };
+    save_value_row(page.data(), dtype, dim, 5, row.data());
+    load_value_row(out.data(), dtype, page.data(), dim, 5);
+    expect_rounded();
+    save_key_row(page.data(), dtype, dim, 63, row.data());
+    load_key_row(out.data(), dtype, page.data(), dim, 63);
+    expect_rounded();
+  }
 }
 
 class Attend : public testing::TestWithParam<AttendCase> {};

@@ -157,18 +157,18 @@ class ReferenceBackend final : public Backend {
     }
   }
 
-  void do_store_kv(const KvCacheView& cache, int64_t first_row, MatrixView<const float> k,
-                   MatrixView<const float> v) override {
-    const int64_t key_bytes = kv_head_page_bytes(cache.dtype, cache.key_dim);
-    const int64_t value_bytes = kv_head_page_bytes(cache.dtype, cache.value_dim);
-    for (int64_t i = 0; i < k.rows; ++i) {
-      const int64_t page = (first_row + i) / kPageRows;
-      const int64_t row = (first_row + i) % kPageRows;
-      for (int64_t head = 0; head < cache.kv_heads; ++head) {
-        save_key_row(cache.key_page(page) + head * key_bytes, cache.dtype, cache.key_dim, row,
-                     k.row(i) + head * cache.key_dim);
-        save_value_row(cache.value_page(page) + head * value_bytes, cache.dtype, cache.value_dim, row,
-                       v.row(i) + head * cache.value_dim);
+  void do_store_kv(std::span<const AttendSlice> slices, MatrixView<const float> k, MatrixView<const float> v) override {
+    for (const AttendSlice& slice : slices) {
+      const KvCacheView& cache = slice.cache;
+      const int64_t key_bytes = kv_head_page_bytes(cache.dtype, cache.key_dim);
+      const int64_t value_bytes = kv_head_page_bytes(cache.dtype, cache.value_dim);
+      for (int64_t i = 0; i < slice.rows; ++i) {
+        const int64_t page = (slice.first_key + i) / kPageRows, row = (slice.first_key + i) % kPageRows, from = slice.row_begin + i;
+        for (int64_t head = 0; head < cache.kv_heads; ++head) {
+          save_key_row(cache.key_page(page) + head * key_bytes, cache.dtype, cache.key_dim, row, k.row(from) + head * cache.key_dim);
+          save_value_row(cache.value_page(page) + head * value_bytes, cache.dtype, cache.value_dim, row,
+                         v.row(from) + head * cache.value_dim);
+        }
       }
     }
   }

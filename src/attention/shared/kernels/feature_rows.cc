@@ -50,58 +50,109 @@ QUIPU_BODY Lanes exp_lanes(Lanes x) {
 QUIPU_BODY Lanes elu1_lanes(Lanes x) { return x > 0.0f ? x + 1.0f : exp_lanes(x > 0.0f ? Lanes{} : x); }
 QUIPU_BODY Lanes elu1_slope(Lanes x) { return x > 0.0f ? Lanes{} + 1.0f : exp_lanes(x > 0.0f ? Lanes{} : x); }
 
-QUIPU_BODY void features(float* out, const float* x, int64_t count) {
+// 1 / (1 + exp(-x)): the exponent is never above zero.
+QUIPU_BODY Lanes sigmoid_lanes(Lanes x) {
+  const Lanes e = exp_lanes(x > 0.0f ? -x : x);
+  return (x > 0.0f ? Lanes{} + 1.0f : e) / (1.0f + e);
+}
+QUIPU_BODY Lanes silu_lanes(Lanes x) { return x * sigmoid_lanes(x); }
+QUIPU_BODY Lanes silu_slope(Lanes x) {
+  const Lanes gate = sigmoid_lanes(x);
+  return gate * (1.0f + x * (1.0f - gate));
+}
+
+template <class Map>
+QUIPU_BODY void map_rows(float* out, const float* x, int64_t count, const Map& map) {
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(out + i, elu1_lanes(load(x + i)));
+  for (; i + kLanes <= count; i += kLanes) store(out + i, map(load(x + i)));
   if (i == count) return;
   float rest[kLanes] = {};
   std::memcpy(rest, x + i, static_cast<size_t>(count - i) * sizeof(float));
-  store(rest, elu1_lanes(load(rest)));
+  store(rest, map(load(rest)));
   std::memcpy(out + i, rest, static_cast<size_t>(count - i) * sizeof(float));
 }
 
-QUIPU_BODY void backward(float* dx, const float* dout, const float* x, int64_t count) {
+template <class Slope>
+QUIPU_BODY void add_slopes(float* dx, const float* dout, const float* x, int64_t count, const Slope& slope) {
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(dx + i, load(dx + i) + load(dout + i) * elu1_slope(load(x + i)));
+  for (; i + kLanes <= count; i += kLanes) store(dx + i, load(dx + i) + load(dout + i) * slope(load(x + i)));
   if (i == count) return;
   float rest[kLanes] = {};
   std::memcpy(rest, x + i, static_cast<size_t>(count - i) * sizeof(float));
-  store(rest, elu1_slope(load(rest)));
+  store(rest, slope(load(rest)));
   for (int64_t lane = 0; i + lane < count; ++lane) dx[i + lane] += dout[i + lane] * rest[lane];
 }
 
+QUIPU_BODY float dot_body(const float* a, const float* b, int64_t count) {
+  Lanes sums = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) sums += load(a + i) * load(b + i);
+  float parts[kLanes];
+  store(parts, sums);
+  for (int64_t lane = 0; i + lane < count; ++lane) parts[lane] += a[i + lane] * b[i + lane];
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
+  }
+  return parts[0];
+}
+
 struct Functions {
-  void (*features)(float*, const float*, int64_t);
-  void (*backward)(float*, const float*, const float*, int64_t);
+  void (*elu1)(float*, const float*, int64_t);
+  void (*elu1_backward)(float*, const float*, const float*, int64_t);
+  void (*silu)(float*, const float*, int64_t);
+  void (*silu_backward)(float*, const float*, const float*, int64_t);
+  float (*dot)(const float*, const float*, int64_t);
 };
-void features_portable(float* out, const float* x, int64_t count) { features(out, x, count); }
-void backward_portable(float* dx, const float* dout, const float* x, int64_t count) { backward(dx, dout, x, count); }
+
+// The five functions for one instruction set.
+#define QUIPU_FUNCTIONS(NAME, TARGET)                                                                                           \
+  struct NAME {                                                                                                                \
+    TARGET static void elu1(float* out, const float* x, int64_t count) { map_rows(out, x, count, Elu1{}); }                    \
+    TARGET static void elu1_backward(float* dx, const float* dout, const float* x, int64_t count) {                            \
+      add_slopes(dx, dout, x, count, Elu1Slope{});                                                                             \
+    }                                                                                                                          \
+    TARGET static void silu(float* out, const float* x, int64_t count) { map_rows(out, x, count, Silu{}); }                    \
+    TARGET static void silu_backward(float* dx, const float* dout, const float* x, int64_t count) {                            \
+      add_slopes(dx, dout, x, count, SiluSlope{});                                                                             \
+    }                                                                                                                          \
+    TARGET static float dot(const float* a, const float* b, int64_t count) { return dot_body(a, b, count); }                   \
+    static constexpr Functions functions() { return {elu1, elu1_backward, silu, silu_backward, dot}; }                         \
+  };
+struct Elu1 {
+  QUIPU_BODY Lanes operator()(Lanes x) const { return elu1_lanes(x); }
+};
+struct Elu1Slope {
+  QUIPU_BODY Lanes operator()(Lanes x) const { return elu1_slope(x); }
+};
+struct Silu {
+  QUIPU_BODY Lanes operator()(Lanes x) const { return silu_lanes(x); }
+};
+struct SiluSlope {
+  QUIPU_BODY Lanes operator()(Lanes x) const { return silu_slope(x); }
+};
+QUIPU_FUNCTIONS(Portable, )
 #if defined(__x86_64__)
-QUIPU_FOR_AVX2 void features_avx2(float* out, const float* x, int64_t count) { features(out, x, count); }
-QUIPU_FOR_AVX2 void backward_avx2(float* dx, const float* dout, const float* x, int64_t count) { backward(dx, dout, x, count); }
-QUIPU_FOR_AVX512 void features_avx512(float* out, const float* x, int64_t count) { features(out, x, count); }
-QUIPU_FOR_AVX512 void backward_avx512(float* dx, const float* dout, const float* x, int64_t count) { backward(dx, dout, x, count); }
+QUIPU_FUNCTIONS(Avx2, QUIPU_FOR_AVX2)
+QUIPU_FUNCTIONS(Avx512, QUIPU_FOR_AVX512)
 #endif
 
-Functions functions_of(Isa isa) {
+const Functions& functions() {
+  static const Functions chosen = [] {
 #if defined(__x86_64__)
-  if (isa >= Isa::kAvx512) return {features_avx512, backward_avx512};
-  if (isa >= Isa::kAvx2) return {features_avx2, backward_avx2};
+    if (best_isa() >= Isa::kAvx512) return Avx512::functions();
+    if (best_isa() >= Isa::kAvx2) return Avx2::functions();
 #endif
-  (void)isa;
-  return {features_portable, backward_portable};
+    return Portable::functions();
+  }();
+  return chosen;
 }
 
 }  // namespace
 
-void elu1_rows(float* out, const float* x, int64_t count) {
-  static const Functions functions = functions_of(best_isa());
-  functions.features(out, x, count);
-}
-
-void elu1_rows_backward(float* dx, const float* dout, const float* x, int64_t count) {
-  static const Functions functions = functions_of(best_isa());
-  functions.backward(dx, dout, x, count);
-}
+void elu1_rows(float* out, const float* x, int64_t count) { functions().elu1(out, x, count); }
+void elu1_rows_backward(float* dx, const float* dout, const float* x, int64_t count) { functions().elu1_backward(dx, dout, x, count); }
+void silu_rows(float* out, const float* x, int64_t count) { functions().silu(out, x, count); }
+void silu_rows_backward(float* dx, const float* dout, const float* x, int64_t count) { functions().silu_backward(dx, dout, x, count); }
+float dot_rows(const float* a, const float* b, int64_t count) { return functions().dot(a, b, count); }
 
 }  // namespace quipu

@@ -25,6 +25,13 @@ constexpr int64_t kLanes = 16;
 static_assert(kTileColumns == 2 * kLanes);
 
 QUIPU_BODY void load(Lanes& lanes, const float* from) { std::memcpy(&lanes, from, sizeof(lanes)); }
+// Rows of a memory lie one after the other, tile after tile: asked for this far ahead, beyond a tile's end into the next.
+constexpr int64_t kAhead = 16 * kTileColumns;
+QUIPU_BODY void ask_ahead(const float* row) {
+  __builtin_prefetch(row + kAhead);
+  __builtin_prefetch(row + kAhead + kLanes);
+}
+
 QUIPU_BODY void store(float* to, const Lanes& lanes) { std::memcpy(to, &lanes, sizeof(lanes)); }
 
 template <size_t kCount>
@@ -35,6 +42,7 @@ QUIPU_BODY void read_rows(const TileRead* reads, const float* tile, int64_t feat
   for (size_t q = 0; q < kCount; ++q) feature[q] = reads[q].feature;
   for (int64_t i = 0; i < features; ++i) {
     Lanes a, b;
+    ask_ahead(tile + i * kTileColumns);
     load(a, tile + i * kTileColumns);
     load(b, tile + i * kTileColumns + kLanes);
     QUIPU_UNROLL
@@ -63,6 +71,7 @@ QUIPU_BODY void write_rows(float* tile, const TileWrite* writes, int64_t feature
   for (int64_t i = 0; i < features; ++i) {
     float* row = tile + i * kTileColumns;
     Lanes a, b;
+    ask_ahead(row);
     load(a, row);
     load(b, row + kLanes);
     QUIPU_UNROLL
