@@ -12,17 +12,59 @@
 template <DType D>
 constexpr int64_t row_bytes_of(int64_t dim) { return D == DType::kQ8_0 ? dim + dim / 16 : 2 * dim; }
 
-// One page of keys: components 2 i and 2 i + 1 of 16 keys in word row i of a tile, 32 components a tile. The page is read in
-// the order it lies in memory, `ahead` is asked for on the way, its two halves in step: it is what comes next. (One after the other:
-// a tenth slower, a core has more lines in flight when it reads from two places.)
+// Asks for pages that will be read, one after the other, a line of each half of a page at a time. (The halves one after the other: a
+// tenth slower, a core has more lines in flight when it reads from two places.)
+class AskAhead {
+ public:
+  // count pages of one head, behind those already given; three times at most.
+  void then(const std::byte* const* pages, int64_t count, int64_t bytes) {
+    if (count > 0) lists_[made_++] = {pages, pages + count, bytes / 2};
+  }
+  // Eighths of two lines: what is whole is asked for. After the last page begins it anew, which costs little.
+  void owe(int64_t eighths) {
+    owed_ += eighths;
+    for (; owed_ >= 8; owed_ -= 8) {
+      if (at_ >= half_) advance();
+      prefetch_far(page_ + at_);
+      prefetch_far(page_ + half_ + at_);
+      at_ += 64;
+    }
+  }
+
+ private:
+  struct List {
+    const std::byte *const *next, *const *end;
+    int64_t half;
+  };
+  void advance() {
+    at_ = 0;
+    if (list_ == made_) return;
+    page_ = *lists_[list_].next++;
+    half_ = lists_[list_].half;
+    if (lists_[list_].next == lists_[list_].end) ++list_;
+  }
+
+  const std::byte* page_ = nullptr;
+  int64_t half_ = 0, at_ = 0, owed_ = 0;
+  List lists_[3];
+  int made_ = 0, list_ = 0;
+};
+
+// Bytes of a page of one head.
 template <DType D>
-QUIPU_KERNEL void pair_key_page(std::byte* out, const std::byte* page, int64_t dim, const std::byte* ahead) {
+constexpr int64_t page_bytes_of(int64_t dim) { return row_bytes_of<D>(dim) * 64; }
+
+// One page of keys: components 2 i and 2 i + 1 of 16 keys in word row i of a tile, 32 components a tile. The page is read in
+// the order it lies in memory; on the way as many bytes are asked for as `share` eighths of it.
+template <DType D>
+QUIPU_KERNEL void pair_key_page(std::byte* out, const std::byte* page, int64_t dim, AskAhead& ask, int64_t share) {
   const int64_t tile_bytes = paired_blocks(dim) * kPairedBlockBytes;   // of 16 keys
   if constexpr (D == DType::kQ8_0) {
-    for (int64_t d = 0; d < dim; d += 4, out += 128, ahead += 256) {
+    const int64_t owed = share * page_bytes_of<D>(dim) / 128 / (dim / 4);
+    for (int64_t d = 0; d < dim; d += 4, out += 128) {
+      ask.owe(owed);
       const std::byte* scales = page + dim * 64 + d / 32 * 128;
       repeat<4>([&](auto t) {
-        prefetch_far(ahead + 64 * t);
         const F32 scale = f_load_f16(scales + 32 * t);
         const U8 codes = u_load(page + d * 64 + 64 * t);
         const auto scaled = [&](auto c) { return f_mul(f_component_i8<c>(codes), scale); };
@@ -32,9 +74,18 @@ QUIPU_KERNEL void pair_key_page(std::byte* out, const std::byte* page, int64_t d
       });
     }
   } else {
-    for (int64_t d = 0; d < dim; d += 2, out += 64, ahead += 128) {
+    for (int64_t d = 0; d < dim; d += 2, out += 64) {
+      ask.owe(2 * share);
+      if (D == DType::kBF16 && d + 1 < dim) {   // already what tiles take
+        repeat<2>([&](auto half) {
+          U8 low, high;
+          pair_halves(low, high, u_load(page + d * 128 + 64 * half), u_load(page + (d + 1) * 128 + 64 * half));
+          u_store(out + 2 * half * tile_bytes, low);
+          u_store(out + (2 * half + 1) * tile_bytes, high);
+        });
+        continue;
+      }
       repeat<4>([&](auto t) {
-        prefetch_far(ahead + (t / 2) * dim * 64 + 64 * (t % 2));
         const F32 even = f_load_as<D>(page + (d * 64 + 16 * t) * 2);
         const F32 odd = d + 1 < dim ? f_load_as<D>(page + ((d + 1) * 64 + 16 * t) * 2) : f_zero();
         u_store(out + t * tile_bytes, pair_lanes(even, odd));
@@ -63,12 +114,18 @@ inline F32 load_values(const std::byte* page, int64_t dim, int64_t row, int64_t 
 // every 16 components, tile_bytes apart.
 template <DType D>
 QUIPU_KERNEL void pair_value_page(std::byte* out, int64_t tile_bytes, const std::byte* page, int64_t dim, int64_t rows,
-                                  const std::byte* ahead) {
-  const int64_t ahead_step = row_bytes_of<D>(dim);
-  for (int64_t row = 0; row < rows; row += 2, out += 64, ahead += ahead_step) {
-    for (int64_t byte = 0; byte < ahead_step; byte += 64) {
-      prefetch_far(ahead + byte);
-      prefetch_far(ahead + ahead_step * 32 + byte);
+                                  AskAhead& ask, int64_t share) {
+  const int64_t owed = share * page_bytes_of<D>(dim) / 128 / 32;
+  for (int64_t row = 0; row < rows; row += 2, out += 64) {
+    ask.owe(owed);
+    if (D == DType::kBF16 && dim % 32 == 0 && row + 1 < rows) {
+      for (int64_t d = 0; d < dim; d += 32) {
+        U8 low, high;
+        pair_halves(low, high, u_load(page + (row * dim + d) * 2), u_load(page + ((row + 1) * dim + d) * 2));
+        u_store(out + d / 16 * tile_bytes, low);
+        u_store(out + (d / 16 + 1) * tile_bytes, high);
+      }
+      continue;
     }
     for (int64_t d = 0; d < dim; d += 16) {
       const F32 even = load_values<D>(page, dim, row, d);
@@ -87,9 +144,12 @@ void pair_segment_of(const PairedSegment& out, const KeySegment& in) {
   for (int64_t page = 0; page < pages; ++page) {
     const std::byte* next = page + 1 < pages ? in.key_pages[page + 1] : in.ahead;
     const int64_t rows = in.keys - 64 * page;
-    pair_key_page<D>(out.keys_at(4 * page), in.key_pages[page], in.key_dim, in.value_pages[page]);
+    AskAhead values, keys;
+    values.then(in.value_pages + page, 1, page_bytes_of<D>(in.value_dim));
+    keys.then(&next, 1, page_bytes_of<D>(in.key_dim));
+    pair_key_page<D>(out.keys_at(4 * page), in.key_pages[page], in.key_dim, values, 8);
     pair_value_page<D>(out.values + 2 * page * kPairedBlockBytes, kSegmentBlocks * kPairedBlockBytes, in.value_pages[page], in.value_dim,
-                       rows < 64 ? rows : 64, next);
+                       rows < 64 ? rows : 64, keys, 8);
   }
 }
 
@@ -183,10 +243,13 @@ template <bool kPartly>
 }
 
 // Scores of q.rows rows, kScoreStride apart, into probabilities: rows of 32 keys side by side, block after block.
-[[gnu::always_inline]] inline void softmax_segment(std::byte* p, const SegmentSums& out, float* scores, const SegmentQueries& q, int64_t blocks) {
+template <class EachRow>
+[[gnu::always_inline]] inline void softmax_segment(std::byte* p, const SegmentSums& out, float* scores, const SegmentQueries& q, int64_t blocks,
+                                                   const EachRow& each_row) {
   const int64_t row_block = q.rows * 64;
   const bool shaped = q.softcap > 0.0f || q.scale < 0.0f;
   for (int64_t r = 0; r < q.rows; ++r) {
+    each_row();
     float* row = scores + r * kScoreStride;
     if (shaped) {
       for (int64_t k = 0; k < 32 * blocks; k += 16) {
@@ -222,7 +285,7 @@ QUIPU_KERNEL void attend_segment_of(const SegmentSums& out, const SegmentQueries
     multiply_pairs<H, 2>(queries, row_block, keys.keys_at(2 * block), depth * kPairedBlockBytes, depth);
     store_square<H, 2>(scores + 32 * block, kScoreStride * 4);
   }
-  softmax_segment(p, out, scores, q, blocks);
+  softmax_segment(p, out, scores, q, blocks, [] {});
   const int64_t tiles = (keys.value_dim + 15) / 16;
   for (int64_t tile = 0; tile < tiles; tile += 2) {
     float* sums = out.out + 16 * tile;
@@ -259,23 +322,31 @@ QUIPU_KERNEL void attend_few_of(const SegmentSums& out, const SegmentQueries& q,
   std::byte* pairs = scratch + kSegmentScratchBytes;
   const std::byte* queries = reinterpret_cast<const std::byte*>(q.halves);
   configure_square(static_cast<int>(q.rows), 64);
+  // Memory never rests: while a page is turned five eighths of a page are asked for, a quarter while it is multiplied, and
+  // during the softmax a page, which makes up for the rest.
+  const int64_t key_bytes = page_bytes_of<D>(in.key_dim), value_bytes = page_bytes_of<D>(in.value_dim);
+  AskAhead ask;
+  ask.then(in.key_pages + 1, pages - 1, key_bytes);
+  ask.then(in.value_pages, pages, value_bytes);
+  ask.then(&in.ahead, 1, key_bytes);
   for (int64_t page = 0; page < pages; ++page) {
-    pair_key_page<D>(pairs, in.key_pages[page], in.key_dim, page + 1 < pages ? in.key_pages[page + 1] : in.value_pages[0]);
+    pair_key_page<D>(pairs, in.key_pages[page], in.key_dim, ask, 5);
     for (int64_t block = 2 * page; block < 2 * page + 2 && block < blocks; ++block) {
+      ask.owe(key_bytes / 128);
       zero_square<1, 2>();
       multiply_pairs<1, 2>(queries, row_block, pairs + block % 2 * 2 * depth * kPairedBlockBytes, depth * kPairedBlockBytes, depth);
       store_square<1, 2>(scores + 32 * block, kScoreStride * 4);
     }
   }
-  softmax_segment(p, out, scores, q, blocks);
+  softmax_segment(p, out, scores, q, blocks, [&] { ask.owe(value_bytes / 16 / q.rows); });
   for (int64_t page = 0; page < pages; ++page) {
     const int64_t rows = in.keys - 64 * page;
-    pair_value_page<D>(pairs, 2 * kPairedBlockBytes, in.value_pages[page], in.value_dim, rows < 64 ? rows : 64,
-                       page + 1 < pages ? in.value_pages[page + 1] : in.ahead);
+    pair_value_page<D>(pairs, 2 * kPairedBlockBytes, in.value_pages[page], in.value_dim, rows < 64 ? rows : 64, ask, 5);
     const int64_t here = blocks - 2 * page < 2 ? 1 : 2;
     for (int64_t tile = 0; tile < tiles; tile += 2) {
       float* sums = out.out + 16 * tile;
       const bool both = tile + 1 < tiles;
+      ask.owe(value_bytes / 32 / tiles);
       if (page == 0) {
         zero_square<1, 2>();
       } else {

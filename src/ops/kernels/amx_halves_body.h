@@ -11,6 +11,14 @@ inline void round_row(uint16_t* out, int64_t ld, const float* x, int64_t cols) {
   }
 }
 
+// Word i: (even[i], odd[i]), of 32 halves each; words 0 to 15 in `low`, 16 to 31 in `high`.
+inline void pair_halves(U8& low, U8& high, U8 even, U8 odd) {
+  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35,
+                                         3, 34, 2, 33, 1, 32, 0);
+  low = _mm512_permutex2var_epi16(even, order, odd);
+  high = _mm512_permutex2var_epi16(even, _mm512_add_epi16(order, _mm512_set1_epi16(16)), odd);
+}
+
 // Word i: (bf16 of even[i], bf16 of odd[i]).
 inline U8 pair_lanes(F32 even, F32 odd) {
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
