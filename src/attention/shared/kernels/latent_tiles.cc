@@ -328,7 +328,11 @@ void attend(const TileSums& sums, const TileQuerySet& queries, const TileSegment
     score_step(w, step, rows_of_step(w.rows, s, step * kBlock), queries, s, here, lines_here);
   }
 
+  Pending next = pending(s.next, s.next_rows, row_bytes_of(s));
+  const int64_t early = early_bytes(next.bytes());
+  const int64_t lines_of_query = early / 64 / (4 * groups * kTileQueries);
   for (int64_t i = 0; i < groups * kTileQueries; ++i) {
+    next.ask(lines_of_query);
     uint16_t* p = w.probabilities + (i / kTileQueries * 2 * kTileQueries + i % kTileQueries) * kTileSegmentRows;
     float ignored[2];
     const bool real = i < queries.count;
@@ -336,8 +340,7 @@ void attend(const TileSums& sums, const TileQuerySet& queries, const TileSegment
                      real ? queries.visible[i] : 0, steps * kBlock, queries.scale);
   }
 
-  Pending next = pending(s.next, s.next_rows, row_bytes_of(s));
-  const int64_t lines_next = lines_per_step(early_bytes(next.bytes()), steps * blocks_of(s.rank));
+  const int64_t lines_next = lines_per_step(early - early / 4, steps * blocks_of(s.rank));
   sum_values(sums, w, queries.count, steps, s.rank, next, lines_next);
 }
 
