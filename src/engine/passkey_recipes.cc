@@ -34,6 +34,11 @@ every = 100
 sequences = 64
 )";
 
+// Four layers of 128: 0.8M parameters. It learns what the small ones do not.
+#define S1(vocabulary) "hidden_size = 128\nnum_hidden_layers = 4\nvocab_size = " vocabulary "\nintermediate_size = 344\n"
+#define S1_HEADS "heads = 4, kv_heads = 4, head_dim = 32, rope_theta = 10000.0"
+#define S1_INFINI "room = \"infini\", " S1_HEADS ", segment_tokens = 64, window = \"previous\""
+#define S1_TRAIN "micro_batch = 4\nprecision = \"bf16\"\n"
 // Two layers of 64: 127K parameters.
 #define SMALL "hidden_size = 64\nnum_hidden_layers = 2\nvocab_size = 310\nintermediate_size = 192\n"
 #define SMALL_OF_PROSE "hidden_size = 64\nnum_hidden_layers = 2\nvocab_size = 480\nintermediate_size = 192\n"
@@ -62,9 +67,16 @@ constexpr PasskeyRecipe kRecipes[] = {
      .task = CURRICULUM, .train = LENGTHS, .repeats = false},
     {.name = "window", .summary = "no memory: attention to the last 128 tokens", .model = SMALL,
      .attention = "room = \"grouped_query\", " HEADS ", window = 128", .task = CURRICULUM, .train = LENGTHS, .repeats = false},
-    {.name = "prose", .summary = "linear; varied prose instead of repeated filler", .model = SMALL_OF_PROSE,
+    {.name = "prose", .summary = "0.8M parameters, delta_true, no aid; varied prose instead of repeated filler", .model = S1("480"),
+     .attention = S1_INFINI ", rule = \"delta_true\", feature = \"silu_l2\"", .task = CURRICULUM "haystack = \"prose\"\n",
+     .train = LENGTHS S1_TRAIN, .deviation = "0.088", .kind = {.prose = true}, .repeats = false, .samples = 20},
+    {.name = "identifier", .summary = "0.8M parameters, delta_true, no aid; needle of 16 hexadecimal digits", .model = S1("310"),
+     .attention = S1_INFINI ", rule = \"delta_true\", feature = \"silu_l2\"",
+     .task = "start_length = 112\ncurriculum = 0.6\nneedle = \"identifier\"\ndigits = 16\n", .train = LENGTHS S1_TRAIN,
+     .deviation = "0.088", .kind = {.identifier = true, .digits = 16}, .repeats = false, .samples = 20},
+    {.name = "prose-small", .summary = "linear; varied prose instead of repeated filler", .model = SMALL_OF_PROSE,
      .attention = INFINI ", rule = \"linear\"", .task = REPEATS "haystack = \"prose\"\n", .train = LENGTHS, .kind = {.prose = true}},
-    {.name = "identifier", .summary = "linear; needle of 16 hexadecimal digits", .model = SMALL,
+    {.name = "identifier-small", .summary = "linear; needle of 16 hexadecimal digits", .model = SMALL,
      .attention = INFINI ", rule = \"linear\"",
      .task = "start_length = 112\ncurriculum = 0.6\n" AIDED "needle = \"identifier\"\ndigits = 16\n", .train = LENGTHS,
      .kind = {.identifier = true, .digits = 16}},
@@ -72,6 +84,10 @@ constexpr PasskeyRecipe kRecipes[] = {
      .task = FROM_72 "curriculum = 0.5\nrepeat_max = 1000\nrepeat_start = 0.75\nrepeat_full = 0.95\n", .train = "steps = 800\nsequence = 512\n",
      .controls = true, .quick = true},
 };
+#undef S1
+#undef S1_HEADS
+#undef S1_INFINI
+#undef S1_TRAIN
 #undef SMALL
 #undef SMALL_OF_PROSE
 #undef HEADS
@@ -90,7 +106,7 @@ std::span<const PasskeyRecipe> passkey_recipes() { return kRecipes; }
 std::string passkey_training_text(const PasskeyRecipe& recipe, const std::string& folder) {
   std::ostringstream text;
   text << "# quipu reproduce passkey: " << recipe.name << " (" << recipe.summary << ")\n"
-       << "[model]\ndeviation = 0.1\n[model.config]\n" << kModel << recipe.model << "attention = { " << recipe.attention << " }\n"
+       << "[model]\ndeviation = " << recipe.deviation << "\n[model.config]\n" << kModel << recipe.model << "attention = { " << recipe.attention << " }\n"
        << "[data]\ntask = \"passkey\"\n[data.passkey]\n" << kTask << recipe.task
        << "[train]\n" << kTrain << recipe.train << kRest
        << "[output]\nfolder = \"" << folder << "\"\ncheckpoint_minutes = 1\ntensorboard = false\n";

@@ -35,7 +35,7 @@ constexpr int64_t kThousand = 1024, kMillion = 1024 * kThousand;
 constexpr int64_t kLengths[] = {32 * kThousand, 128 * kThousand, 256 * kThousand, 512 * kThousand, kMillion};
 constexpr int64_t kLongest = 4 * kMillion, kLongestSamples = 5;
 constexpr double kDepths[] = {0, 0.5, 1};
-constexpr int64_t kSamples = 50, kPartSamples = 10;   // a part of the questions is what is measured in one go
+constexpr int64_t kControlSamples = 50, kPartSamples = 10;   // a part of the questions is what is measured in one go
 constexpr int64_t kControlTokens = 32 * kThousand;
 constexpr int64_t kQuickLengths[] = {kThousand, 8 * kThousand}, kQuickSamples = 20;
 constexpr double kBar = 99, kQuickBar = 90;   // % of digits, where the paper has no figure
@@ -250,6 +250,7 @@ class PasskeyRun {
     std::string control;
   };
   std::vector<Wanted> wanted() const;
+  int64_t most_samples() const { return recipe_.controls ? std::max(recipe_.samples, kControlSamples) : recipe_.samples; }
   std::string model_folder() const { return folder_ + "/model"; }
   Result<std::unique_ptr<PasskeyEvaluation>> evaluation(const std::string& model);
   bool hopeless(const PasskeyCell& cell) const;
@@ -301,11 +302,11 @@ std::vector<PasskeyRun::Wanted> PasskeyRun::wanted() const {
     for (const int64_t tokens : kQuickLengths) {
       for (const double depth : kDepths) all.push_back({{tokens, depth, kQuickSamples}, ""});
     }
-    for (const char* control : {"foreign memory", "memory off"}) all.push_back({{kQuickLengths[0], 0.5, kSamples}, control});
+    for (const char* control : {"foreign memory", "memory off"}) all.push_back({{kQuickLengths[0], 0.5, kControlSamples}, control});
     return all;
   }
   for (const double depth : kDepths) {
-    for (const int64_t tokens : kLengths) all.push_back({{tokens, depth, kSamples}, ""});
+    for (const int64_t tokens : kLengths) all.push_back({{tokens, depth, recipe_.samples}, ""});
     all.push_back({{kLongest, depth, kLongestSamples}, ""});
   }
   // Needles at the start first, then by what lies before the needle: what was read is read on.
@@ -314,7 +315,7 @@ std::vector<PasskeyRun::Wanted> PasskeyRun::wanted() const {
   });
   if (!recipe_.controls) return all;
   for (const char* control : {"foreign memory", "memory off"}) {
-    for (const double depth : {0.0, 0.5}) all.push_back({{kControlTokens, depth, kSamples}, control});
+    for (const double depth : {0.0, 0.5}) all.push_back({{kControlTokens, depth, kControlSamples}, control});
   }
   return all;
 }
@@ -349,7 +350,7 @@ Result<void> PasskeyRun::measure() {
   std::error_code code;
   fs::create_directories(options_.work, code);
   bool all = true;
-  for (int64_t first = 0; first < kSamples; first += kPartSamples) {
+  for (int64_t first = 0; first < most_samples(); first += kPartSamples) {
     ASSIGN_OR_RETURN(const bool done, measure_part(first));
     all = all && done;
   }
@@ -385,7 +386,7 @@ Result<bool> PasskeyRun::measure_part(int64_t first) {
     doing_ = "reading with " + std::string(recipe_.name) + (want.control.empty() ? "" : ", " + want.control) + ": questions " +
              number(first + 1) + " to " + number(first + want.cell.samples) + ", " + length_text(want.cell.tokens) +
              " tokens, needle at the " + std::string(depth_text(want.cell.depth));
-    const double parts = static_cast<double>(kSamples / kPartSamples), count = static_cast<double>(all.size());
+    const double parts = static_cast<double>(most_samples() / kPartSamples), count = static_cast<double>(all.size());
     const double begin = from_ + 0.4 * (to_ - from_), width = 0.6 * (to_ - from_) / (parts * count);
     share_ = begin + width * (static_cast<double>(first / kPartSamples) * count + static_cast<double>(i));
     share_next_ = share_ + width;
@@ -493,7 +494,7 @@ std::string picture(const std::vector<PasskeyRun>& runs) {
     p.rows.push_back(std::move(out));
   }
   for (const PasskeyRun& run : runs) p.rows.push_back(picture_row(run));
-  p.note = number(kSamples) + " texts a cell, " + number(kLongestSamples) + " at " + length_text(kLongest) +
+  p.note = "50 texts a cell (prose, identifier: 20), " + number(kLongestSamples) + " at " + length_text(kLongest) +
            ". Empty: not read, as two shorter texts were guessed at already. Guessing: 10 % (identifier: 6 %).\nOurs count tokens of a vocabulary of words, "
            "the paper's those of a vocabulary of 32K pieces.";
   return passkey_picture_svg(p);

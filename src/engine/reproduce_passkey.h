@@ -21,10 +21,12 @@ struct PasskeyRecipe {
   // Lines of TOML, behind those that all recipes share: of the model's config.json, and its attention, of the task, of
   // [train].
   std::string_view model, attention, task, train;
+  std::string_view deviation = "0.1";   // of random matrices
   PasskeyKind kind = {};
   bool repeats = true;          // repeat-count augmentation in training
   bool controls = false;        // memory off and foreign memory are measured, too
   bool quick = false;           // what --quick trains: smaller, shorter
+  int64_t samples = 50;         // texts a cell
 };
 std::span<const PasskeyRecipe> passkey_recipes();
 
