@@ -313,7 +313,7 @@ void sum_values(const TileSums& sums, const Work& w, int64_t count, int64_t step
 }
 
 // Of a segment's bytes, what is asked for while the one before is in its last pass.
-int64_t early_bytes(int64_t bytes) { return bytes * 2 / 5; }
+int64_t early_bytes(int64_t bytes) { return bytes / 2; }
 
 void attend(const TileSums& sums, const TileQuerySet& queries, const TileSegment& s, std::byte* work) {
   Work w;
