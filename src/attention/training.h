@@ -107,6 +107,9 @@ class TrainableAttention {
  public:
   virtual ~TrainableAttention() = default;
   virtual std::span<const ParameterSpec> parameters() const = 0;
+  // Before anything else, by those that can: what all calls will come with. A room may then use operations that do several of
+  // its steps in one piece (TrainingOps::self_attention); memory is planned for them. ops must outlive it.
+  virtual void plan_for(const TrainingOps<Real>& ops) { (void)ops; }
   // Only offsets of the batch matter.
   virtual int64_t saved_bytes(const PackedBatch& batch) const = 0;
   virtual int64_t scratch_bytes(const PackedBatch& batch) const = 0;   // the larger of forward's and backward's

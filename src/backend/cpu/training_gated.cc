@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "backend/cpu/pair_products.h"
 #include "tensor/carver.h"
 
 namespace quipu::cpu {
@@ -13,23 +14,6 @@ size_t index_of(int64_t i) { return static_cast<size_t>(i); }
 // Rows of a task: of a model 512 wide its factors and results take 1.1 MB of a second-level cache, and packed weights, which
 // every task reads, come from further away no faster than tiles use them up.
 constexpr int64_t kBlockPanels = 8;
-// Blocks of 32 of a depth multiplied at once: a panel of the right factor, 24 KiB, stays in a first-level cache of 48 KiB while
-// panels of the left one go by.
-constexpr int64_t kDepthBlocks = 12;
-// Tiles of a weight's gradient summed by one task: 704 KiB.
-constexpr int64_t kGradientRows = 16, kGradientCols = 11;
-constexpr int64_t kPackPanels = 8;   // packed by one task: lines across lie side by side
-
-// `total` in parts of equal size, the last one shorter.
-struct Parts {
-  int64_t total, count, size;
-  Parts(int64_t total_in, int64_t most) : total(total_in), count((total + most - 1) / most), size(count == 0 ? 0 : (total + count - 1) / count) {
-    count = size == 0 ? 0 : (total + size - 1) / size;
-  }
-  int64_t first(int64_t part) const { return part * size; }
-  int64_t length(int64_t part) const { return std::min(size, total - first(part)); }
-};
-
 // tiles[i] = left[i] right for `count` panels of a left factor and one of a right one, which lie by part of the depth:
 // left [parts][count], tiles 32 x 32. after(i) once tile i is done: what follows on vectors runs while the next tile is summed.
 template <class After>
@@ -59,13 +43,6 @@ void pack_rows(const TrainingKernels& kernels, uint16_t* out, const float* from,
     const int64_t first = depth.first(part), length = depth.length(part);
     kernels.pack_left_pairs(out + first * panels * kPairTile, {.from = from + first * kGemmPanel, .ld = ld, .lines = rows, .depth = length * kGemmPanel,
                                                                .blocks = length, .panel_step = length * kPairTile});
-  }
-}
-
-// add_tile of the first `cols` columns of the sums.
-void add_part(float* to, int64_t ld, const float* sums, int64_t cols, bool transposed) {
-  for (int64_t row = 0; row < kPairRows; ++row) {
-    for (int64_t col = 0; col < cols; ++col) to[transposed ? col * ld + row : row * ld + col] += sums[row * kGemmPanel + col];
   }
 }
 
@@ -131,13 +108,13 @@ struct GatedPairs::Backward {
       sums = carver.take<float>(s.most_panels() * s.hidden * kPairTile);
       const size_t rows_end = carver.mark();
       carver.rewind(mark);
-      gradient = carver.take<float>(std::min(kGradientRows, s.hidden) * std::min(kGradientCols, s.inner) * kPairTile);
+      gradient = carver.take<float>(std::min(kGradientLefts, s.hidden) * std::min(kGradientRights, s.inner) * kPairTile);
       carver.rewind(std::max(rows_end, carver.mark()));
     }
     uint16_t *dout, *dwide;        // left factors [rows, hidden]; [gate, up] [rows, a part of inner]
     float* dactivated;             // tiles
     float* sums;                   // [hidden panels] tiles of dx
-    float* gradient;               // of weight_gradient(), when the others are done with
+    float* gradient;               // of a weight, when the others are done with
   };
   Backward(Carver& carver, const Sizes& sizes, int threads) : s(sizes) {
     down = carver.take<uint16_t>(s.inner * s.hidden * kPairTile);
@@ -161,7 +138,7 @@ struct GatedPairs::Backward {
   bool gelu = false;
 };
 
-GatedMemory GatedPairs::memory(const GatedShape& shape, int64_t rows) const {
+FusedMemory GatedPairs::memory(const GatedShape& shape, int64_t rows) const {
   const Sizes s(rows, shape.hidden, shape.inner);
   Carver saved, forward, backward;
   Saved(saved, s);
@@ -285,15 +262,6 @@ void GatedPairs::pack_backward(const Backward& b) const {
   });
 }
 
-// Tiles of one weight's gradient: panels of inner by panels of hidden.
-struct GatedPairs::WeightTask {
-  const uint16_t* left;            // x_columns or dout_columns
-  const uint16_t* right;           // dgate, dup or activated
-  MatrixView<float> gradient;
-  bool transposed;                 // gradient [inner, hidden]
-  int64_t first_row, rows, first_col, cols;   // panels of hidden, of inner
-};
-
 void GatedPairs::backward(MatrixView<float> dx, const GatedGradients<float>& gradients, MatrixView<const float> dout,
                           MatrixView<const float> x, const GatedCall<float>& call) {
   const Sizes s(x.rows, x.cols, call.gate.rows);
@@ -304,17 +272,21 @@ void GatedPairs::backward(MatrixView<float> dx, const GatedGradients<float>& gra
   pack_backward(b);
   pool_.parallel_for_worker(s.blocks.count, [&](int64_t block, int worker) { backward_rows(b, block, worker); });
   std::vector<WeightTask> tasks;
-  const Parts row_groups(s.hidden, kGradientRows), col_groups(s.inner, kGradientCols);
+  const Parts left_groups(s.hidden, kGradientLefts), right_groups(s.inner, kGradientRights);
   const auto add = [&](const uint16_t* left, const uint16_t* right, const MatrixView<float>& gradient, bool transposed) {
-    for (int64_t i = 0; i < row_groups.count * col_groups.count && gradient.data != nullptr; ++i) {
-      const int64_t row = i / col_groups.count, col = i % col_groups.count;
-      tasks.push_back({left, right, gradient, transposed, row_groups.first(row), row_groups.length(row), col_groups.first(col), col_groups.length(col)});
+    for (int64_t i = 0; i < left_groups.count * right_groups.count && gradient.data != nullptr; ++i) {
+      const int64_t l = i / right_groups.count, r = i % right_groups.count, hidden = left_groups.first(l) * kGemmPanel, first = right_groups.first(r);
+      float* to = transposed ? gradient.row(first * kGemmPanel) + hidden : gradient.row(hidden) + first * kGemmPanel;
+      tasks.push_back({left, s.hidden, right, s.inner, left_groups.first(l), left_groups.length(l), first, right_groups.length(r), to, gradient.stride,
+                       s.inner_there(first, right_groups.length(r)), transposed});
     }
   };
   add(b.x_columns, b.dgate, gradients.gate, true);
   add(b.x_columns, b.dup, gradients.up, true);
   add(b.dout_columns, b.activated, gradients.down, false);
-  pool_.parallel_for_worker(static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) { weight_gradient(b, tasks[index_of(i)], worker); });
+  pool_.parallel_for_worker(static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) {
+    add_weight_gradient(kernels_, tasks[index_of(i)], s.row_parts, b.workers[index_of(worker)].gradient);
+  });
 }
 
 void GatedPairs::backward_rows(const Backward& b, int64_t block, int worker) const {
@@ -346,38 +318,6 @@ void GatedPairs::backward_rows(const Backward& b, int64_t block, int worker) con
     }
   }
   kernels_.end_pairs();
-}
-
-void GatedPairs::weight_gradient(const Backward& b, const WeightTask& task, int worker) const {
-  const Sizes& s = b.s;
-  float* sums = b.workers[index_of(worker)].gradient;
-  kernels_.begin_pairs();
-  for (int64_t part = 0; part < s.row_parts.count; ++part) {
-    const int64_t first = s.row_parts.first(part), length = s.row_parts.length(part), step = length * kPairTile;
-    PairTile product{.c_ld = kGemmPanel, .rows = kPairRows, .cols = kGemmPanel, .blocks = length, .from_ld = kGemmPanel};
-    product.c = sums;
-    for (int64_t col = 0; col < task.cols; ++col) {
-      product.b = task.right + first * s.inner * kPairTile + (task.first_col + col) * step;
-      product.a = task.left + first * s.hidden * kPairTile + task.first_row * step;
-      for (int64_t row = 0; row < task.rows; ++row, product.a += step, product.c += kPairTile) {
-        product.from = part > 0 ? product.c : nullptr;
-        kernels_.pair_tile(product);
-      }
-    }
-  }
-  kernels_.end_pairs();
-  for (int64_t col = 0; col < task.cols; ++col) {
-    for (int64_t row = 0; row < task.rows; ++row, sums += kPairTile) {
-      const int64_t hidden = (task.first_row + row) * kGemmPanel, inner = (task.first_col + col) * kGemmPanel;
-      const int64_t there = s.inner_there(task.first_col + col, 1);
-      float* to = task.transposed ? task.gradient.row(inner) + hidden : task.gradient.row(hidden) + inner;
-      if (there == kGemmPanel) {
-        kernels_.add_tile(to, task.gradient.stride, sums, task.transposed);
-      } else {
-        add_part(to, task.gradient.stride, sums, there, task.transposed);
-      }
-    }
-  }
 }
 
 }  // namespace quipu::cpu

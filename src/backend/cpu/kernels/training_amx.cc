@@ -94,8 +94,8 @@ QUIPU_KERNEL void pack_row_pairs(uint16_t* out, const float* p, int64_t ld, int6
 // Components `across` lines lie in rows of their own: all lines of 32 such rows are packed before the next 32 are touched.
 template <bool kLeft>
 void pack_pairs(uint16_t* out, const PairSource& s) {
-  const int64_t halves = (s.lines + kPairRows - 1) / kPairRows * 2, depth = 32 * s.blocks;
-  const auto to = [&](int64_t half, int64_t k) { return out + half / 2 * s.panel_step + half % 2 * 16 * depth + 16 * k; };
+  const int64_t halves = (s.lines + kPairRows - 1) / kPairRows * 2, depth = 32 * s.blocks, half_step = s.half_step == 0 ? 16 * depth : s.half_step;
+  const auto to = [&](int64_t half, int64_t k) { return out + half / 2 * s.panel_step + half % 2 * half_step + 16 * k; };
   if (s.across) {
     for (int64_t k = 0; k < depth; k += 32) {
       for (int64_t half = 0; half < halves; ++half) {
@@ -307,6 +307,13 @@ QUIPU_KERNEL void add_tile(float* to, int64_t ld, const float* sums, bool transp
   }
 }
 
+QUIPU_KERNEL void add_row_products(float* sums, const float* x, int64_t ld, const uint16_t* block, int64_t half_step) {
+  for (int row = 0; row < kPairRows; ++row) {
+    const __m512i y = _mm512_loadu_si512(block + row / 16 * half_step + row % 16 * 32);
+    sums[row] += _mm512_reduce_add_ps(f_fma(f_load(x + row * ld), low_half(y), f_mul(f_load(x + row * ld + 16), high_half(y))));
+  }
+}
+
 // ---- attention: scores lie as [keys][queries], so that nothing is summed or compared across lanes ---------------------
 
 inline F32 capped_lanes(F32 s, float softcap) { return f_mul(f_set1(softcap), f_tanh(f_mul(s, f_set1(1.0f / softcap)))); }
@@ -483,6 +490,7 @@ const TrainingKernels& amx_training_kernels() {
     t.gate_tile = gate_tile;
     t.gate_tile_backward = gate_tile_backward;
     t.add_tile = add_tile;
+    t.add_row_products = add_row_products;
     t.score_columns = score_columns;
     t.score_columns_backward = score_columns_backward;
     t.scale_columns = scale_columns;

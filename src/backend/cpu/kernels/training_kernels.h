@@ -62,6 +62,7 @@ struct PairSource {
   int64_t lines = 0, depth = 0;
   int64_t blocks = 0;              // of 32 components, at least depth / 32
   int64_t panel_step = 0;          // elements from one panel to the next
+  int64_t half_step = 0;           // between a panel's halves; 0: blocks * 512, else these are some of a deeper panel's blocks
   bool across = false;             // component k of line i at from[k * ld + i], else at from[i * ld + k]
 };
 inline constexpr int64_t kPairRows = 32;
@@ -229,6 +230,8 @@ struct TrainingKernels {
   void (*gate_tile_backward)(const GateTileBackward& tile);
   // to[r * ld + c] += sums[r * 32 + c], or to[c * ld + r] where `transposed`, for 32 rows and columns.
   void (*add_tile)(float* to, int64_t ld, const float* sums, bool transposed);
+  // sums[r] += the product of 32 components at x + r * ld and row r of a block of a left factor, for 32 rows.
+  void (*add_row_products)(float* sums, const float* x, int64_t ld, const uint16_t* block, int64_t half_step);
   // Attention over pairs. score_columns says whether any rescale is not 1.
   bool (*score_columns)(const ScoreColumns& block);
   void (*score_columns_backward)(const ScoreColumnsBackward& block);
