@@ -47,8 +47,17 @@ void check_attention(const AttentionInputs<Real>& in, const AttentionPattern& p)
 }
 
 template <class Real>
+void check_norm(const char* op, const ResidualNorm<Real>& norm, const MatrixView<const Real>& x) {
+  if (norm.weight.empty()) return;
+  CHECK(static_cast<int64_t>(norm.weight.size()) == x.cols && static_cast<int64_t>(norm.inverse_rms.size()) == x.rows &&
+        (norm.dweight.empty() || norm.dweight.size() == norm.weight.size()))
+      << "[" << op << "] norm weight " << norm.weight.size() << ", dweight " << norm.dweight.size() << ", saved " << norm.inverse_rms.size() << ", x " << shape_of(x);
+}
+
+template <class Real>
 void check_gated(const TrainingOps<Real>& ops, const GatedCall<Real>& call, const MatrixView<const Real>& x) {
   const GatedShape shape{.hidden = x.cols, .inner = call.gate.rows};
+  check_norm("gated", call.norm, x);
   CHECK(ops.fuses_gated(shape)) << "[gated] " << ops.name() << " has none for hidden " << shape.hidden << ", inner " << shape.inner;
   CHECK(call.gate.cols == x.cols && same_shape(call.up, call.gate) && call.down.rows == x.cols && call.down.cols == call.gate.rows)
       << "[gated] x " << shape_of(x) << ", gate " << shape_of(call.gate) << ", up " << shape_of(call.up) << ", down " << shape_of(call.down);
@@ -61,6 +70,7 @@ template <class Real>
 void check_self_attention(const TrainingOps<Real>& ops, const SelfAttentionCall<Real>& call, const MatrixView<const Real>& x) {
   const AttentionPattern& p = call.pattern;
   check_attention(AttentionInputs<Real>{{nullptr, x.rows, p.heads * p.key_dim}, {nullptr, x.rows, p.kv_heads * p.key_dim}, {nullptr, x.rows, p.kv_heads * p.value_dim}}, p);
+  check_norm("self_attention", call.norm, x);
   const SelfAttentionShape shape{x.cols, p.heads, p.kv_heads, p.key_dim, p.value_dim};
   CHECK(ops.fuses_self_attention(shape)) << "[self_attention] " << ops.name() << " has none for hidden " << x.cols << ", " << p.heads << " heads of "
                                          << p.key_dim << " and " << p.value_dim;
@@ -230,6 +240,7 @@ template <class Real>
 void TrainingOps<Real>::gated_backward(MatrixView<Real> dx, const GatedGradients<Real>& gradients, MatrixView<const Real> dout,
                                        MatrixView<const Real> x, const GatedCall<Real>& call) {
   check_gated(*this, call, x);
+  CHECK(call.norm.weight.empty() || (dx.data == dout.data && dx.stride == dout.stride)) << "[gated backward] dx is not dout";
   CHECK(same_shape(dx, x) && same_shape(dout, x)) << "[gated backward] dx " << shape_of(dx) << ", dout " << shape_of(dout) << ", x " << shape_of(x);
   const auto fits = [](const MatrixView<Real>& gradient, const MatrixView<const Real>& weight) {
     return gradient.data == nullptr || same_shape(gradient, weight);
@@ -288,6 +299,7 @@ template <class Real>
 void TrainingOps<Real>::self_attention_backward(MatrixView<Real> dx, const SelfAttentionGradients<Real>& gradients, MatrixView<const Real> dout,
                                                 MatrixView<const Real> x, const SelfAttentionCall<Real>& call) {
   check_self_attention(*this, call, x);
+  CHECK(call.norm.weight.empty() || (dx.data == dout.data && dx.stride == dout.stride)) << "[self_attention backward] dx is not dout";
   CHECK(same_shape(dx, x) && same_shape(dout, x)) << "[self_attention backward] dx " << shape_of(dx) << ", dout " << shape_of(dout) << ", x " << shape_of(x);
   const auto fits = [](const MatrixView<Real>& gradient, const MatrixView<const Real>& weight) {
     return gradient.data == nullptr || same_shape(gradient, weight);

@@ -107,7 +107,7 @@ class TrainingOps {
   virtual FusedMemory gated_memory(const GatedShape& shape, int64_t rows) const { return (void)shape, (void)rows, FusedMemory{}; }
   // out must not overlap x.
   void gated(MatrixView<Real> out, MatrixView<const Real> x, const GatedCall<Real>& call);
-  // dx is written over; it overlaps neither dout nor x.
+  // dx is written over; it overlaps neither dout nor x. With call.norm dx is dout.
   void gated_backward(MatrixView<Real> dx, const GatedGradients<Real>& gradients, MatrixView<const Real> dout,
                       MatrixView<const Real> x, const GatedCall<Real>& call);
 
@@ -136,7 +136,7 @@ class TrainingOps {
   }
   // out must not overlap x.
   void self_attention(MatrixView<Real> out, MatrixView<const Real> x, const SelfAttentionCall<Real>& call);
-  // dx is written over; it overlaps neither dout nor x.
+  // As gated_backward's.
   void self_attention_backward(MatrixView<Real> dx, const SelfAttentionGradients<Real>& gradients, MatrixView<const Real> dout,
                                MatrixView<const Real> x, const SelfAttentionCall<Real>& call);
 

@@ -81,6 +81,15 @@ struct FusedMemory {
   int64_t saved = 0, scratch = 0;
 };
 
+// For such an operation: the norm before the part and the residual connection around it, out = x + part(rms_norm(x)).
+template <class Real>
+struct ResidualNorm {
+  std::span<const Real> weight;    // empty: neither, out = part(x)
+  Real epsilon = 0;
+  std::span<Real> inverse_rms;     // [rows]: written by forward, read by backward
+  std::span<Real> dweight;         // backward: added to; empty: frozen
+};
+
 // A gated feed-forward part as one operation.
 struct GatedShape {
   int64_t hidden = 0, inner = 0;
@@ -91,6 +100,7 @@ struct GatedCall {
   MatrixView<const Real> gate, up;     // [inner, hidden]
   MatrixView<const Real> down;         // [hidden, inner]
   GateActivation activation = GateActivation::kSilu;
+  ResidualNorm<Real> norm;
   std::span<std::byte> saved;          // gated_memory().saved: written by forward, read by backward
   std::span<std::byte> scratch;        // gated_memory().scratch: anything before and after
 };
@@ -147,6 +157,7 @@ struct SelfAttentionCall {
   std::span<const int64_t> positions;         // [rows]
   std::span<const float> inverse_frequency;   // as TrainingOps::rope's; rope.rotary_dim 0: not rotated
   RopeOptions rope;
+  ResidualNorm<Real> norm;
   std::span<std::byte> saved;          // self_attention_memory().saved: written by forward, read by backward
   std::span<std::byte> scratch;        // self_attention_memory().scratch: anything before and after
 };

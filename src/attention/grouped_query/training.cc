@@ -52,6 +52,7 @@ class TrainableGroupedQuery final : public TrainableAttention<Real> {
   void plan_for(const TrainingOps<Real>& ops) override {
     if (ops.fuses_self_attention(shape()) && s_.scale > 0) fused_ = &ops;
   }
+  bool takes_norm() const override { return fused_ != nullptr; }
   int64_t saved_bytes(const PackedBatch& batch) const override {
     if (fused_ != nullptr) return fused_->self_attention_memory(shape(), batch.offsets).saved;
     Carver measure;
@@ -140,7 +141,7 @@ class TrainableGroupedQuery final : public TrainableAttention<Real> {
   SelfAttentionCall<Real> fused_call(const FusedScratch& scratch, const Call& call) const {
     return {weight(call, order_.query), weight(call, order_.key), weight(call, order_.value), weight(call, order_.output),
             pattern(scratch, call.batch), call.batch.positions, s_.rope.inverse_frequency,
-            {.interleaved = s_.rope.interleaved, .rotary_dim = s_.rope.rotary_dim, .magnitude = s_.rope.magnitude}, call.saved, scratch.part};
+            {.interleaved = s_.rope.interleaved, .rotary_dim = s_.rope.rotary_dim, .magnitude = s_.rope.magnitude}, call.norm, call.saved, scratch.part};
   }
   template <class AnyScratch>
   AttentionPattern pattern(const AnyScratch& scratch, const PackedBatch& batch) const {

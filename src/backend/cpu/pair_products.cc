@@ -12,6 +12,26 @@ void add_part(float* to, int64_t ld, const float* sums, int64_t cols, bool trans
 
 }  // namespace
 
+MatrixView<const float> PartRows::take(int64_t first, int64_t rows, float* buffer) const {
+  if (!normed()) return {x.row(first), rows, x.cols, x.stride};
+  for (int64_t row = 0; row < rows; ++row) {
+    norm.inverse_rms[static_cast<size_t>(first + row)] =
+        kernels.rms_norm_row(buffer + row * x.cols, x.row(first + row), norm.weight.data(), x.cols, norm.epsilon);
+  }
+  return {buffer, rows, x.cols};
+}
+
+void PartRows::give(MatrixView<float> dx, float* dweight, const float* dnormed, int64_t row) const {
+  kernels.norm_backward_row({.dx = dx.row(row), .dweight = norm.dweight.empty() ? nullptr : dweight, .dy = dnormed, .x = x.row(row),
+                             .weight = norm.weight.data(), .n = x.cols, .scale = norm.inverse_rms[static_cast<size_t>(row)], .add = true});
+}
+
+void PartRows::add_dweight(const float* partial, int64_t parts) const {
+  for (int64_t part = 0; part < parts && !norm.dweight.empty(); ++part) {
+    kernels.add_row(norm.dweight.data(), partial + part * x.cols, x.cols, 1.0f);
+  }
+}
+
 void add_weight_gradient(const TrainingKernels& kernels, const WeightTask& task, const Parts& row_parts, float* sums) {
   kernels.begin_pairs();
   for (int64_t part = 0; part < row_parts.count; ++part) {

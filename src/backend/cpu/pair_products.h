@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "backend/cpu/kernels/training_kernels.h"
+#include "ops/training_types.h"
 #include "tensor/view.h"
 
 namespace quipu::cpu {
@@ -23,6 +24,20 @@ struct Parts {
   }
   int64_t first(int64_t part) const { return part * size; }
   int64_t length(int64_t part) const { return std::min(size, total - first(part)); }
+};
+
+// The rows a part begins with, normed on the way where it has a norm.
+struct PartRows {
+  const TrainingKernels& kernels;
+  MatrixView<const float> x;
+  const ResidualNorm<float>& norm;
+  bool normed() const { return !norm.weight.empty(); }
+  // `rows` rows from `first` on; buffer [rows][x.cols]: room for them.
+  MatrixView<const float> take(int64_t first, int64_t rows, float* buffer) const;
+  // dx += the gradient of row `row` before the norm, from the one behind it; dweight: added to.
+  void give(MatrixView<float> dx, float* dweight, const float* dnormed, int64_t row) const;
+  // norm.dweight += the sum of `parts` partial ones.
+  void add_dweight(const float* partial, int64_t parts) const;
 };
 
 // A weight's gradient, which has the rows as its depth: tiles of `left` panels by `right` ones. The factors lie by part of the

@@ -42,6 +42,8 @@ struct SelfAttentionPairs::Sizes {
   int64_t value_elements() const { return kBlock * value_dim; }
   // What a worker has room for: not groups.size, which may be less for more rows.
   int64_t most_panels() const { return 2 * std::min(kGroupBlocks, blocks); }
+  // Elements between rows: not a power of two, which few sets of a first-level cache would hold.
+  int64_t normed_ld() const { return hidden * kGemmPanel + 16; }
   int64_t row_part(int64_t panel) const { return panel / row_parts.size; }
 };
 
@@ -67,12 +69,13 @@ struct SelfAttentionPairs::Forward {
     Worker(Carver& carver, const Sizes& s)
         : x(carver.take<uint16_t>(s.most_panels() * s.hidden * kPairTile)), probabilities(carver.take<uint16_t>(kBlock * kPairQueries)),
           head(carver.take<float>(s.most_panels() * kPairRows * std::max(s.key_dim, s.value_dim))),
-          sums(carver.take<float>(s.most_panels() * kPairTile)), scores(carver.take<float>(kBlock * kPairQueries)),
+          sums(carver.take<float>(s.most_panels() * kPairTile)), normed(carver.take<float>(2 * s.hidden * kPairTile)), scores(carver.take<float>(kBlock * kPairQueries)),
           attended(carver.take<float>(s.value_dim * kPairQueries)) {}
     uint16_t* x;                   // by panel: left factors [rows, hidden]
     uint16_t* probabilities;
     float* head;                   // [rows][dim] of one head
     float* sums;                   // tiles
+    float* normed;                 // a block of rows
     float* scores;
     float* attended;               // [value_dim][queries]
   };
@@ -97,6 +100,7 @@ struct SelfAttentionPairs::Backward {
     Worker(Carver& carver, const Sizes& s) {
       const size_t mark = carver.mark();
       dout = carver.take<uint16_t>(s.most_panels() * s.hidden * kPairTile);
+      normed = carver.take<float>(s.most_panels() * kPairRows * s.normed_ld());
       head = carver.take<float>(s.most_panels() * kPairRows * s.value_dim);
       sums = carver.take<float>(s.most_panels() * kPairTile);
       size_t end = carver.mark();
@@ -115,6 +119,7 @@ struct SelfAttentionPairs::Backward {
       carver.rewind(std::max(end, carver.mark()));
     }
     uint16_t* dout;                // by panel: left factors [rows, hidden]
+    float* normed;                 // rows behind the norm, or their gradient
     float *head, *sums;            // [rows][value_dim] of one head; tiles
     uint16_t *probabilities, *dscore_rows, *dscore_columns;
     float *scores, *dscores;
@@ -130,6 +135,7 @@ struct SelfAttentionPairs::Backward {
     for (uint16_t** p : {&dout_columns, &dout_rows}) *p = carver.take<uint16_t>(s.heads * s.blocks * s.value_elements());
     for (uint16_t** p : {&dwide, &dwide_pairs}) *p = carver.take<uint16_t>(s.panels * s.wide * kPairTile);
     delta = carver.take<float>(s.heads * s.panels * kPairRows);
+    dnorm = carver.take<float>((s.blocks + kGroupBlocks - 1) * s.hidden * kGemmPanel);
     for (int i = 0; i < threads; ++i) workers.emplace_back(carver, s);
   }
   Sizes s;
@@ -140,6 +146,7 @@ struct SelfAttentionPairs::Backward {
   uint16_t* dwide;                 // by panel of rows, by part of wide: left factors [rows, wide]
   uint16_t* dwide_pairs;           // by part of the rows, by panel: right factors [rows, wide]
   float* delta;                    // [heads][padded rows]: dout . out
+  float* dnorm;                    // of the norm's weight, by group of blocks
   std::vector<Worker> workers;
   MatrixView<float> dx;
   MatrixView<const float> dout, x;
@@ -201,10 +208,11 @@ struct SelfAttentionPairs::Projection {
   int64_t rows_ld;
   MatrixView<float> matrix;
   int64_t col;
+  MatrixView<const float> residual = {};   // what is added to it, or null
 };
 
 void SelfAttentionPairs::multiply(const Projection& p, int64_t first_panel, int64_t panels) const {
-  PairTile tile{.cols = kGemmPanel, .from_ld = kGemmPanel};
+  PairTile tile{.cols = kGemmPanel};
   const char* soon = reinterpret_cast<const char*>(p.right + p.depth.total * kPairTile);   // the next panel, a share with every tile
   tile.soon_bytes = p.depth.total * kPairTile * 2 / (p.depth.count * panels);
   for (int64_t part = 0; part < p.depth.count; ++part) {
@@ -214,20 +222,30 @@ void SelfAttentionPairs::multiply(const Projection& p, int64_t first_panel, int6
       const int64_t there = rows_of_panel(first_panel + i);
       if (there == 0) continue;
       tile.a = p.left + i * p.left_step + p.depth.first(part) * kPairTile;
+      const int64_t row = blocks_[index_of((first_panel + i) / 2)].row + (first_panel + i) % 2 * kPairRows;
       tile.from = part > 0 ? p.sums + i * kPairTile : nullptr;
+      tile.from_ld = kGemmPanel;
       tile.c = p.sums + i * kPairTile;
       tile.c_ld = kGemmPanel;
-      tile.rows = kPairRows;
+      tile.rows = static_cast<int>(there);
+      if (part == 0 && p.residual.data != nullptr) {
+        tile.from = p.residual.row(row) + p.col;
+        tile.from_ld = p.residual.stride;
+      }
       if (part + 1 == p.depth.count && p.rows != nullptr) {
         tile.c = p.rows + i * kPairRows * p.rows_ld;
         tile.c_ld = p.rows_ld;
       } else if (part + 1 == p.depth.count) {
-        const Block& block = blocks_[index_of((first_panel + i) / 2)];
-        tile.c = p.matrix.row(block.row + (first_panel + i) % 2 * kPairRows) + p.col;
+        tile.c = p.matrix.row(row) + p.col;
         tile.c_ld = p.matrix.stride;
-        tile.rows = static_cast<int>(there);
       }
       tile.soon = soon;
+      // The next tile's rows of the two matrices, or the first of the next panel of columns; never beyond the rows' end.
+      const int64_t after = first_panel + (i + 1) % panels;
+      const bool ask = rows_of_panel(after) == kPairRows && p.col + kGemmPanel < p.matrix.cols;
+      const int64_t next_row = blocks_[index_of(after / 2)].row + after % 2 * kPairRows, next_col = p.col + (i + 1 == panels ? kGemmPanel : 0);
+      tile.next_c = ask && part + 1 == p.depth.count && p.rows == nullptr ? p.matrix.row(next_row) + next_col : nullptr;
+      tile.next_from = ask && part == 0 && p.residual.data != nullptr ? p.residual.row(next_row) + next_col : nullptr;
       kernels_.pair_tile(tile);
     }
   }
@@ -268,12 +286,14 @@ void SelfAttentionPairs::project(const Forward& f, int64_t group, int worker) co
   const Sizes& s = f.s;
   const Forward::Worker& w = f.workers[index_of(worker)];
   const int64_t first = s.groups.first(group), count = s.groups.length(group);
+  const PartRows source{kernels_, f.x, f.call->norm};
   for (int64_t i = 0; i < count; ++i) {
     const Block& block = blocks_[index_of(first + i)];
+    const MatrixView<const float> x = source.take(block.row, block.rows, w.normed);
     for (int64_t part = 0; part < s.hidden_parts.count; ++part) {
       const int64_t begin = s.hidden_parts.first(part), length = s.hidden_parts.length(part);
       kernels_.pack_left_pairs(w.x + (2 * i * s.hidden + begin) * kPairTile,
-                               {.from = f.x.row(block.row) + begin * kGemmPanel, .ld = f.x.stride, .lines = block.rows, .depth = length * kGemmPanel,
+                               {.from = x.data + begin * kGemmPanel, .ld = x.stride, .lines = block.rows, .depth = length * kGemmPanel,
                                 .blocks = length, .panel_step = s.hidden * kPairTile});
     }
   }
@@ -350,7 +370,8 @@ void SelfAttentionPairs::give_out(const Forward& f, int64_t group, int worker) c
   kernels_.begin_pairs();
   for (int64_t col = 0; col < s.hidden; ++col) {
     multiply({f.saved->attended + first * s.out * kPairTile, s.out * kPairTile, f.output + col * s.out * kPairTile, s.out_parts,
-              f.workers[index_of(worker)].sums, nullptr, 0, f.out, col * kGemmPanel}, first, count);
+              f.workers[index_of(worker)].sums, nullptr, 0, f.out, col * kGemmPanel,
+              f.call->norm.weight.empty() ? MatrixView<const float>{} : f.x}, first, count);
   }
   kernels_.end_pairs();
 }
@@ -372,6 +393,7 @@ void SelfAttentionPairs::backward(MatrixView<float> dx, const SelfAttentionGradi
     backward_head(b, index / s.kv_heads, index % s.kv_heads, worker);
   });
   pool_.parallel_for_worker(s.groups.count, [&](int64_t group, int worker) { give_dx(b, group, worker); });
+  PartRows{kernels_, x, call.norm}.add_dweight(b.dnorm, s.groups.count);
   std::vector<WeightTask> tasks;
   // right: panels of the factor's right_total, from first_right on, that are this weight's.
   const auto add = [&](const uint16_t* left, const uint16_t* right, int64_t right_total, int64_t first_right, int64_t rights,
@@ -430,16 +452,17 @@ void SelfAttentionPairs::take_cotangents(const Backward& b, int64_t group, int w
   const Sizes& s = b.s;
   const Backward::Worker& w = b.workers[index_of(worker)];
   const int64_t first = s.groups.first(group), count = s.groups.length(group);
+  const PartRows source{kernels_, b.x, b.call->norm};
   for (int64_t i = 0; i < count; ++i) {
     const Block& block = blocks_[index_of(first + i)];
     const int64_t panel = 2 * (first + i), row_part = s.row_part(panel), row_blocks = s.row_parts.length(row_part);
     const int64_t at = s.row_parts.first(row_part) * s.hidden * kPairTile + (panel - s.row_parts.first(row_part)) * 512;
     const auto columns = [&](uint16_t* to, const MatrixView<const float>& from) {
-      kernels_.pack_left_pairs(to + at, {.from = from.row(block.row), .ld = from.stride, .lines = s.hidden * kGemmPanel, .depth = block.rows, .blocks = 2,
+      kernels_.pack_left_pairs(to + at, {.from = from.data, .ld = from.stride, .lines = s.hidden * kGemmPanel, .depth = block.rows, .blocks = 2,
                                          .panel_step = row_blocks * kPairTile, .half_step = row_blocks * 512, .across = true});
     };
-    columns(b.dout_hidden, b.dout);
-    columns(b.x_columns, b.x);
+    columns(b.dout_hidden, b.dout.rows_from(block.row, block.rows));
+    columns(b.x_columns, source.take(block.row, block.rows, w.normed));
     for (int64_t part = 0; part < s.hidden_parts.count; ++part) {
       const int64_t begin = s.hidden_parts.first(part), length = s.hidden_parts.length(part);
       kernels_.pack_left_pairs(w.dout + (2 * i * s.hidden + begin) * kPairTile,
@@ -533,12 +556,21 @@ void SelfAttentionPairs::backward_head(const Backward& b, int64_t slice_index, i
 void SelfAttentionPairs::give_dx(const Backward& b, int64_t group, int worker) const {
   const Sizes& s = b.s;
   const int64_t first = 2 * s.groups.first(group), count = 2 * s.groups.length(group);
+  const Backward::Worker& w = b.workers[index_of(worker)];
+  const PartRows source{kernels_, b.x, b.call->norm};
   kernels_.begin_pairs();
   for (int64_t col = 0; col < s.hidden; ++col) {
-    multiply({b.dwide + first * s.wide * kPairTile, s.wide * kPairTile, b.wide + col * s.wide * kPairTile, s.wide_parts,
-              b.workers[index_of(worker)].sums, nullptr, 0, b.dx, col * kGemmPanel}, first, count);
+    multiply({b.dwide + first * s.wide * kPairTile, s.wide * kPairTile, b.wide + col * s.wide * kPairTile, s.wide_parts, w.sums,
+              source.normed() ? w.normed + col * kGemmPanel : nullptr, s.normed_ld(), b.dx, col * kGemmPanel}, first, count);
   }
   kernels_.end_pairs();
+  if (!source.normed()) return;
+  float* dnorm = b.dnorm + group * s.hidden * kGemmPanel;
+  std::fill_n(dnorm, s.hidden * kGemmPanel, 0.0f);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = blocks_[index_of((first + i) / 2)].row + (first + i) % 2 * kPairRows;
+    for (int64_t r = 0; r < rows_of_panel(first + i); ++r) source.give(b.dx, dnorm, w.normed + (i * kPairRows + r) * s.normed_ld(), row + r);
+  }
 }
 
 }  // namespace quipu::cpu

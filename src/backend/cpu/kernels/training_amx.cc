@@ -155,11 +155,17 @@ void pair_tile(const PairTile& tile) {
   const char *soon = static_cast<const char*>(tile.soon), *soon_end = soon + tile.soon_bytes;
   const int64_t next_rows = tile.next_c == nullptr ? 0 : (kPairRows + tile.blocks - 1) / tile.blocks;
   float *next = tile.next_c, *next_end = next + (next_rows > 0 ? kPairRows * tile.c_ld : 0);
+  const int64_t from_rows = tile.next_from == nullptr ? 0 : (kPairRows + tile.blocks - 1) / tile.blocks;
+  const float *next_from = tile.next_from, *from_end = next_from + (from_rows > 0 ? kPairRows * tile.from_ld : 0);
   for (int64_t block = 0; block < tile.blocks; ++block, a += 512, b += 512) {
     for (const char* end = soon + soon_step; soon < end && soon < soon_end; soon += 64) prefetch_far(soon);
     for (float* end = next + next_rows * tile.c_ld; next < end && next < next_end; next += tile.c_ld) {
       prefetch_to_write(next);
       prefetch_to_write(next + 16);
+    }
+    for (const float* end = next_from + from_rows * tile.from_ld; next_from < end && next_from < from_end; next_from += tile.from_ld) {
+      prefetch_far(next_from);
+      prefetch_far(next_from + 16);
     }
     tile_load<6>(b, 64);
     tile_load<4>(a, 64);

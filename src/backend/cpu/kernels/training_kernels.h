@@ -53,6 +53,7 @@ struct PairTile {
   const void* soon = nullptr;
   int64_t soon_bytes = 0;
   float* next_c = nullptr;         // whole tiles, c_ld apart; or null
+  const float* next_from = nullptr;   // the same, from_ld apart
 };
 // What is packed into panels of one of its factors: lines (rows of the left, columns of the right one) of `depth` components,
 // 32 lines a panel, zeros beyond both.
