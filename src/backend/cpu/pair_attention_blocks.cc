@@ -57,16 +57,16 @@ void attend(const TrainingKernels& kernels, const PanelAttention& p) {
 }
 
 void attend_backward(const TrainingKernels& kernels, const KeysBackward& b) {
-  alignas(64) int32_t first_lane[kBlock], last_lane[kBlock];
+  alignas(64) int32_t first_lane[kQueryBlocks * kBlock], last_lane[kQueryBlocks * kBlock];
   const int64_t queries = static_cast<int64_t>(b.visible.size()), key_panels = panels_of(b.keys);
   bool add = b.add;
-  for (int64_t first = b.first_query; first < queries; first += kBlock) {
-    const int64_t rows = std::min(kBlock, queries - first);
+  for (int64_t first = b.first_query; first < queries; first += kQueryBlocks * kBlock) {
+    const int64_t rows = std::min(kQueryBlocks * kBlock, queries - first), count = (rows + kBlock - 1) / kBlock;
     const auto visible = b.visible.subspan(index_of(first), index_of(rows));
     if (visible.front().begin >= b.key + b.keys) break;   // this window and all later ones lie behind
-    visible_lanes(first_lane, last_lane, visible, b.key, 2);
-    const int64_t query_panels = panels_of(rows);
-    for (int64_t panel = 0; panel < 2; ++panel) {
+    visible_lanes(first_lane, last_lane, visible, b.key, 2 * count);
+    const int64_t query_panels = panels_of(rows), half = 2 * count * 512;
+    for (int64_t panel = 0; panel < 2 * count; ++panel) {
       const int64_t query = first + panel * kPairQueries;
       if (panel < query_panels) {   // else scores are anything, and nobody sees them
         multiply(kernels, {b.scores, kPairQueries, b.key_rows, b.q_columns + query * b.key_dim, key_panels, 1, b.key_dim, false});
@@ -74,12 +74,26 @@ void attend_backward(const TrainingKernels& kernels, const KeysBackward& b) {
       }
       kernels.score_columns_backward({.scores = b.scores, .dscores = b.dscores, .first = first_lane + panel * kPairQueries,
                                       .last = last_lane + panel * kPairQueries, .log_sum_exp = b.log_sum_exp + query, .delta = b.delta + query,
-                                      .probabilities = b.probabilities + panel * 512, .gradients = b.dscore_rows + panel * 512, .half_step = 1024,
+                                      .probabilities = b.probabilities + panel * 512, .gradients = b.dscore_rows + panel * 512, .half_step = half,
                                       .gradient_columns = b.dscore_columns + panel * (kBlock * kPairQueries),
                                       .scale = b.scale, .softcap = b.softcap});
     }
-    multiply(kernels, {b.dvalues, b.value_dim, b.probabilities, b.dout_rows + first * b.value_dim, key_panels, b.value_dim / kGemmPanel, kBlock, add});
-    multiply(kernels, {b.dkeys, b.key_dim, b.dscore_rows, b.q_rows + first * b.key_dim, key_panels, b.key_dim / kGemmPanel, kBlock, add});
+    // Sums over the queries, block by block of the right factor.
+    const auto add_queries = [&](float* to, const uint16_t* left, const uint16_t* right, int64_t dim) {
+      PairTile tile{.c_ld = dim, .rows = static_cast<int>(kPairRows), .cols = static_cast<int>(kGemmPanel), .blocks = 2, .stretches = count,
+                    .a_stretch = 2 * 512, .b_stretch = kBlock * dim, .a_half = half, .from_ld = dim};
+      for (int64_t row = 0; row < key_panels; ++row) {
+        for (int64_t col = 0; col < dim; col += kGemmPanel) {
+          tile.a = left + row * 2 * half;
+          tile.b = right + first * dim + col * kBlock;
+          tile.c = to + row * kPairRows * dim + col;
+          tile.from = add ? tile.c : nullptr;
+          kernels.pair_tile(tile);
+        }
+      }
+    };
+    add_queries(b.dvalues, b.probabilities, b.dout_rows, b.value_dim);
+    add_queries(b.dkeys, b.dscore_rows, b.q_rows, b.key_dim);
     for (int64_t panel = 0; panel < query_panels; ++panel) {
       multiply(kernels, {b.dq + (first + panel * kPairQueries) * b.key_dim, kPairQueries, b.key_columns,
                          b.dscore_columns + panel * (kBlock * kPairQueries), b.key_dim / kPairRows, 1, kBlock, true});

@@ -10,6 +10,9 @@
 
 namespace quipu::cpu {
 
+// Blocks of queries that are one step of backward: gradients of keys and values are loaded and stored once a step.
+inline constexpr int64_t kQueryBlocks = 2;
+
 // Whole panels of 32: what packed factors are filled up to.
 inline int64_t panels_of(int64_t cols) { return (cols + kGemmPanel - 1) / kGemmPanel; }
 
@@ -63,7 +66,7 @@ struct KeysBackward {
   float* dkeys = nullptr;          // [64][key_dim]
   float* dvalues = nullptr;        // [64][value_dim]
   bool add = false;                // to dkeys and dvalues, else they are written
-  // Room: two of [64][32], three of [64][64].
+  // Room: two of [64][32], three of [64][kQueryBlocks * 64].
   float* scores = nullptr;
   float* dscores = nullptr;
   uint16_t* probabilities = nullptr;

@@ -147,9 +147,9 @@ struct PairAttention::Backward {
       keys = carver.take<uint16_t>(kBlock * call.key_dim);
       values = carver.take<uint16_t>(kBlock * call.value_dim);
       key_columns = carver.take<uint16_t>(kBlock * call.key_dim);
-      probabilities = carver.take<uint16_t>(kBlock * kBlock);
-      dscore_rows = carver.take<uint16_t>(kBlock * kBlock);
-      dscore_columns = carver.take<uint16_t>(kBlock * kBlock);
+      probabilities = carver.take<uint16_t>(kBlock * kQueryBlocks * kBlock);
+      dscore_rows = carver.take<uint16_t>(kBlock * kQueryBlocks * kBlock);
+      dscore_columns = carver.take<uint16_t>(kBlock * kQueryBlocks * kBlock);
       scores = carver.take<float>(kBlock * kPairQueries);
       dscores = carver.take<float>(kBlock * kPairQueries);
       dq = carver.take<float>(call.longest * call.key_dim);

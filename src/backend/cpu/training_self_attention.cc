@@ -105,7 +105,7 @@ struct SelfAttentionPairs::Backward {
       sums = carver.take<float>(s.most_panels() * kPairTile);
       size_t end = carver.mark();
       carver.rewind(mark);
-      for (uint16_t** p : {&probabilities, &dscore_rows, &dscore_columns}) *p = carver.take<uint16_t>(kBlock * kBlock);
+      for (uint16_t** p : {&probabilities, &dscore_rows, &dscore_columns}) *p = carver.take<uint16_t>(kBlock * kQueryBlocks * kBlock);
       scores = carver.take<float>(kBlock * kPairQueries);
       dscores = carver.take<float>(kBlock * kPairQueries);
       dq = carver.take<float>(s.longest * s.key_elements());

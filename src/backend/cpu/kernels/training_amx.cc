@@ -148,8 +148,7 @@ void pair_tile(const PairTile& tile) {
     tile_zero<2>();
     tile_zero<3>();
   }
-  const uint16_t *a = tile.a, *b = tile.b;
-  const int64_t half = tile.blocks * 512;
+  const int64_t b_half = tile.blocks * 512, a_half = tile.a_half == 0 ? b_half : tile.a_half;
   // In a product's long blocks there is time to ask for memory; short ones work in the cache.
   const int64_t soon_step = tile.soon_bytes == 0 ? 0 : (tile.soon_bytes / tile.blocks + 63) / 64 * 64;
   const char *soon = static_cast<const char*>(tile.soon), *soon_end = soon + tile.soon_bytes;
@@ -157,24 +156,27 @@ void pair_tile(const PairTile& tile) {
   float *next = tile.next_c, *next_end = next + (next_rows > 0 ? kPairRows * tile.c_ld : 0);
   const int64_t from_rows = tile.next_from == nullptr ? 0 : (kPairRows + tile.blocks - 1) / tile.blocks;
   const float *next_from = tile.next_from, *from_end = next_from + (from_rows > 0 ? kPairRows * tile.from_ld : 0);
-  for (int64_t block = 0; block < tile.blocks; ++block, a += 512, b += 512) {
-    for (const char* end = soon + soon_step; soon < end && soon < soon_end; soon += 64) prefetch_far(soon);
-    for (float* end = next + next_rows * tile.c_ld; next < end && next < next_end; next += tile.c_ld) {
-      prefetch_to_write(next);
-      prefetch_to_write(next + 16);
+  for (int64_t stretch = 0; stretch < tile.stretches; ++stretch) {
+    const uint16_t *a = tile.a + stretch * tile.a_stretch, *b = tile.b + stretch * tile.b_stretch;
+    for (int64_t block = 0; block < tile.blocks; ++block, a += 512, b += 512) {
+      for (const char* end = soon + soon_step; soon < end && soon < soon_end; soon += 64) prefetch_far(soon);
+      for (float* end = next + next_rows * tile.c_ld; next < end && next < next_end; next += tile.c_ld) {
+        prefetch_to_write(next);
+        prefetch_to_write(next + 16);
+      }
+      for (const float* end = next_from + from_rows * tile.from_ld; next_from < end && next_from < from_end; next_from += tile.from_ld) {
+        prefetch_far(next_from);
+        prefetch_far(next_from + 16);
+      }
+      tile_load<6>(b, 64);
+      tile_load<4>(a, 64);
+      tile_dot_bf16<0, 4, 6>();
+      tile_load<7>(b + b_half, 64);
+      tile_dot_bf16<1, 4, 7>();
+      tile_load<5>(a + a_half, 64);
+      tile_dot_bf16<2, 5, 6>();
+      tile_dot_bf16<3, 5, 7>();
     }
-    for (const float* end = next_from + from_rows * tile.from_ld; next_from < end && next_from < from_end; next_from += tile.from_ld) {
-      prefetch_far(next_from);
-      prefetch_far(next_from + 16);
-    }
-    tile_load<6>(b, 64);
-    tile_load<4>(a, 64);
-    tile_dot_bf16<0, 4, 6>();
-    tile_load<7>(b + half, 64);
-    tile_dot_bf16<1, 4, 7>();
-    tile_load<5>(a + half, 64);
-    tile_dot_bf16<2, 5, 6>();
-    tile_dot_bf16<3, 5, 7>();
   }
   if (whole && tile.bias == nullptr) {
     tile_store<0>(c, c_bytes);

@@ -44,6 +44,9 @@ struct PairTile {
   const uint16_t* a = nullptr;     // [2][blocks][16 rows][32]
   const uint16_t* b = nullptr;     // [2][blocks][16 pairs][16 columns][2]
   int64_t blocks = 0;              // of 32 components
+  // A depth in several stretches of `blocks`: how far apart they lie in both factors, and the halves of a's panel; 0: blocks * 512.
+  int64_t stretches = 1;
+  int64_t a_stretch = 0, b_stretch = 0, a_half = 0;
   // What is added to the product, rows from_ld apart; null: nothing. c, or a tile of its own where a depth is gone through in
   // parts: rows of c that are a power of two apart share few sets of the first-level cache.
   const float* from = nullptr;
