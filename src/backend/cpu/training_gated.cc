@@ -15,10 +15,11 @@ size_t index_of(int64_t i) { return static_cast<size_t>(i); }
 // every task reads, come from further away no faster than tiles use them up.
 constexpr int64_t kBlockPanels = 8;
 // tiles[i] = left[i] right for `count` panels of a left factor and one of a right one, which lie by part of the depth:
-// left [parts][count], tiles 32 x 32. after(i) once tile i is done: what follows on vectors runs while the next tile is summed.
-template <class After>
+// left [parts][count], tiles 32 x 32. after(i) once tile i is done: what follows on vectors runs while the next tile is
+// summed. wanted(i): the 4 KiB it reads, asked for in time, or null.
+template <class Wanted, class After>
 void multiply_tiles(const TrainingKernels& kernels, float* tiles, const uint16_t* left, const uint16_t* right, const Parts& depth, int64_t count,
-                    const After& after) {
+                    const Wanted& wanted, const After& after) {
   PairTile tile{.c_ld = kGemmPanel, .rows = kPairRows, .cols = kGemmPanel, .from_ld = kGemmPanel};
   const char* soon = reinterpret_cast<const char*>(right + depth.total * kPairTile);   // the next panel, a share with every tile
   tile.soon_bytes = depth.total * kPairTile * 2 / (depth.count * count);
@@ -30,6 +31,7 @@ void multiply_tiles(const TrainingKernels& kernels, float* tiles, const uint16_t
       tile.c = tiles + i * kPairTile;
       tile.from = part > 0 ? tile.c : nullptr;
       tile.soon = soon;
+      tile.next_from = part == 0 ? wanted(i) : nullptr;
       kernels.pair_tile(tile);
       if (part + 1 == depth.count) after(i);
     }
@@ -65,11 +67,14 @@ struct GatedPairs::Sizes {
   int64_t most_panels() const { return std::min(kBlockPanels, row_panels); }
 };
 
-// [row panels][inner panels][32][32]
+// [row panels][inner panels][gate, up][32][32]
 struct GatedPairs::Saved {
-  Saved(Carver& carver, const Sizes& s)
-      : gate(carver.take<uint16_t>(s.row_panels * s.inner * kPairTile)), up(carver.take<uint16_t>(s.row_panels * s.inner * kPairTile)) {}
-  uint16_t *gate, *up;
+  Saved(Carver& carver, const Sizes& s) : tiles(carver.take<uint16_t>(2 * s.row_panels * s.inner * kPairTile)), inner(s.inner) {}
+  uint16_t* gate(int64_t row_panel, int64_t panel) const { return tiles + 2 * (row_panel * inner + panel) * kPairTile; }
+  uint16_t* up(int64_t row_panel, int64_t panel) const { return gate(row_panel, panel) + kPairTile; }
+  const float* both(int64_t row_panel, int64_t panel) const { return reinterpret_cast<const float*>(gate(row_panel, panel)); }
+  uint16_t* tiles;
+  int64_t inner;
 };
 
 struct GatedPairs::Forward {
@@ -237,10 +242,11 @@ void GatedPairs::forward_rows(const Forward& f, int64_t block, int worker) const
     for (int64_t inner = first; inner < first + length; ++inner) {
       const uint16_t* wide = f.wide + 2 * inner * panel;
       float* up = w.wide + tiles * kPairTile;
-      multiply_tiles(kernels_, w.wide, w.x, wide, s.hidden_parts, tiles, [](int64_t) {});
-      multiply_tiles(kernels_, up, w.x, wide + panel, s.hidden_parts, tiles, [&](int64_t t) {
-        const int64_t at = ((first_panel + t) * s.inner + inner) * kPairTile;
-        kernels_.gate_tile({.gate = w.wide + t * kPairTile, .up = up + t * kPairTile, .gate_rounded = f.saved->gate + at, .up_rounded = f.saved->up + at,
+      const auto nothing = [](int64_t) { return nullptr; };   // asking for what is only written makes it slower
+      multiply_tiles(kernels_, w.wide, w.x, wide, s.hidden_parts, tiles, nothing, [](int64_t) {});
+      multiply_tiles(kernels_, up, w.x, wide + panel, s.hidden_parts, tiles, nothing, [&](int64_t t) {
+        kernels_.gate_tile({.gate = w.wide + t * kPairTile, .up = up + t * kPairTile, .gate_rounded = f.saved->gate(first_panel + t, inner),
+                            .up_rounded = f.saved->up(first_panel + t, inner),
                             .activated = w.activated + t * step + (inner - first) * 512, .half_step = length * 512, .gelu = f.gelu});
       });
     }
@@ -328,11 +334,12 @@ void GatedPairs::backward_rows(const Backward& b, int64_t block, int worker) con
   for (int64_t part = 0; part < s.inner_parts.count; ++part) {
     const int64_t first = s.inner_parts.first(part), length = s.inner_parts.length(part), step = length * kPairTile;
     for (int64_t inner = first; inner < first + length; ++inner) {
-      multiply_tiles(kernels_, w.dactivated, w.dout, b.down + inner * panel, s.hidden_parts, tiles, [&](int64_t t) {
+      const auto saved = [&](int64_t t) { return b.saved->both(first_panel + t, inner); };
+      multiply_tiles(kernels_, w.dactivated, w.dout, b.down + inner * panel, s.hidden_parts, tiles, saved, [&](int64_t t) {
         const int64_t row_panel = first_panel + t, row_part = row_panel / s.row_parts.size, part_blocks = s.row_parts.length(row_part);
-        const int64_t saved = (row_panel * s.inner + inner) * kPairTile, left = t * step + (inner - first) * 512;
+        const int64_t left = t * step + (inner - first) * 512;
         const int64_t right = (s.row_parts.first(row_part) * s.inner + inner * part_blocks) * kPairTile + (row_panel - s.row_parts.first(row_part)) * 512;
-        kernels_.gate_tile_backward({.dactivated = w.dactivated + t * kPairTile, .gate = b.saved->gate + saved, .up = b.saved->up + saved,
+        kernels_.gate_tile_backward({.dactivated = w.dactivated + t * kPairTile, .gate = b.saved->gate(row_panel, inner), .up = b.saved->up(row_panel, inner),
                                      .dgate = w.dwide + left, .dup = w.dwide + tiles * step + left, .half_step = length * 512,
                                      .activated_pairs = b.activated + right, .dgate_pairs = b.dgate + right, .dup_pairs = b.dup + right,
                                      .pairs_half_step = part_blocks * 512, .gelu = b.gelu});
