@@ -69,7 +69,8 @@ struct SelfAttentionPairs::Forward {
     Worker(Carver& carver, const Sizes& s)
         : x(carver.take<uint16_t>(s.most_panels() * s.hidden * kPairTile)), probabilities(carver.take<uint16_t>(kBlock * kPairQueries)),
           head(carver.take<float>(s.most_panels() * kPairRows * std::max(s.key_dim, s.value_dim))),
-          sums(carver.take<float>(s.most_panels() * kPairTile)), normed(carver.take<float>(2 * s.hidden * kPairTile)), scores(carver.take<float>(kBlock * kPairQueries)),
+          sums(carver.take<float>(s.most_panels() * kPairTile)), normed(carver.take<float>(2 * s.hidden * kPairTile)),
+          scores(carver.take<float>(kBlock * kPairQueries)),
           attended(carver.take<float>(s.value_dim * kPairQueries)) {}
     uint16_t* x;                   // by panel: left factors [rows, hidden]
     uint16_t* probabilities;
@@ -528,7 +529,8 @@ void SelfAttentionPairs::backward_head(const Backward& b, int64_t slice_index, i
       float *dkeys = w.dkeys + (group == 1 ? 0 : block * s.key_elements()), *dvalues = w.dvalues + (group == 1 ? 0 : block * s.value_elements());
       while (first_query < slice.queries && visible[index_of(first_query)].end <= key) ++first_query;
       const int64_t first_seeing = first_query == slice.queries ? blocks * kBlock : first_query / kBlock * kBlock;
-      attend_backward(kernels_, {.key = key, .keys = blocks_[index_of(first_block + block)].rows, .first_query = first_seeing, .visible = visible, .key_rows = b.saved->k_rows + kv_block * s.key_elements(),
+      attend_backward(kernels_, {.key = key, .keys = blocks_[index_of(first_block + block)].rows, .first_query = first_seeing,
+                                 .visible = visible, .key_rows = b.saved->k_rows + kv_block * s.key_elements(),
                                  .value_rows = b.saved->v_rows + kv_block * s.value_elements(), .key_columns = b.saved->k_columns + kv_block * s.key_elements(),
                                  .q_columns = b.saved->q_columns + q_block * s.key_elements(), .q_rows = b.saved->q_rows + q_block * s.key_elements(),
                                  .dout_columns = b.dout_columns + q_block * s.value_elements(), .dout_rows = b.dout_rows + q_block * s.value_elements(),

@@ -3,8 +3,9 @@
 //
 // Queries, keys and values leave their product's tiles rotated and packed as attention's factors, forward's and backward's, and
 // never exist in fp32; what attention gives is packed as the output projection's factor and as the one of its weight's
-// gradient. Rows are padded to blocks of 64 sequence by sequence, so that a block of keys is a block of rows. Sums go in an order
-// and in parts that depend on shapes alone.
+// gradient. The norm before it is done where rows are packed, the residual is the first term of the output. Rows are padded to
+// blocks of 64 sequence by sequence, so that a block of keys is a block of rows. Sums go in an order and in parts that depend
+// on shapes alone.
 #pragma once
 
 #include <vector>
