@@ -100,6 +100,7 @@ struct TrainingCall {
   std::span<const MatrixView<Real>> gradients = {};    // backward: added to; data null: frozen
   std::span<std::byte> saved = {};                     // saved_bytes(batch): written by forward, read by backward
   std::span<std::byte> scratch = {};                   // scratch_bytes(batch): anything before and after
+  ResidualNorm<Real> norm = {};                        // for parts that take it
 };
 
 template <class Real>
@@ -107,6 +108,12 @@ class TrainableAttention {
  public:
   virtual ~TrainableAttention() = default;
   virtual std::span<const ParameterSpec> parameters() const = 0;
+  // Before anything else, by those that can: what all calls will come with. A room may then use operations that do several of
+  // its steps in one piece (TrainingOps::self_attention); memory is planned for them. ops must outlive it.
+  virtual void plan_for(const TrainingOps<Real>& ops) { (void)ops; }
+  // Whether it does the norm before it and the residual connection around it itself, as call.norm says: out = x + part(norm(x)),
+  // and backward's dx is its dout.
+  virtual bool takes_norm() const { return false; }
   // Only offsets of the batch matter.
   virtual int64_t saved_bytes(const PackedBatch& batch) const = 0;
   virtual int64_t scratch_bytes(const PackedBatch& batch) const = 0;   // the larger of forward's and backward's

@@ -36,6 +36,8 @@ class TrainableGatedMlp final : public TrainableFeedForward<Real> {
     return measure.bytes();
   }
 
+  bool takes_norm() const override { return fused_; }
+
   double forward(Matrix out, ConstMatrix x, const Call& call) const override {
     if (fused_) {
       call.ops.gated(out, x, fused_call(call));
@@ -86,7 +88,7 @@ class TrainableGatedMlp final : public TrainableFeedForward<Real> {
 
   GatedShape shape() const { return {options_.hidden, options_.inner, options_.bias}; }
   GatedCall<Real> fused_call(const Call& call) const {
-    return {call.weights[0], call.weights[1], call.weights[2], options_.activation, call.saved, call.scratch};
+    return {call.weights[0], call.weights[1], call.weights[2], options_.activation, call.norm, call.saved, call.scratch};
   }
 
   GatedMlp::Options options_;

@@ -43,9 +43,15 @@ class TrainablePreNorm final : public TrainableBlock<Real> {
     const Scratch scratch(scratch_carver, *this, call.batch);
     TrainingOps<Real>& ops = call.ops;
     const Real epsilon = static_cast<Real>(options_.epsilon);
-    ops.rms_norm(scratch.normed, saved.attention_scale, x, vector(call, 0), epsilon);
-    double extra = attention_->forward(saved.middle, scratch.normed, attention_call(call, saved, scratch));
-    ops.add(saved.middle, x);
+    double extra = 0;
+    if (attention_->takes_norm()) {
+      extra += attention_->forward(saved.middle, x, attention_call(call, saved, scratch));
+    } else {
+      ops.rms_norm(scratch.normed, saved.attention_scale, x, vector(call, 0), epsilon);
+      extra += attention_->forward(saved.middle, scratch.normed, attention_call(call, saved, scratch));
+      ops.add(saved.middle, x);
+    }
+    if (feed_forward_->takes_norm()) return extra + feed_forward_->forward(out, saved.middle, feed_forward_call(call, saved, scratch));
     ops.rms_norm(scratch.normed, saved.feed_forward_scale, saved.middle, vector(call, feed_forward_norm()), epsilon);
     extra += feed_forward_->forward(out, scratch.normed, feed_forward_call(call, saved, scratch));
     ops.add(out, saved.middle);
@@ -60,10 +66,15 @@ class TrainablePreNorm final : public TrainableBlock<Real> {
     const Real epsilon = static_cast<Real>(options_.epsilon);
     // The inputs of the two parts are cheaper to compute again than to keep.
     const std::span<const Real> feed_weight = vector(call, feed_forward_norm()), attention_weight = vector(call, 0);
-    ops.rms_norm(scratch.normed, {}, saved.middle, feed_weight, epsilon);
-    feed_forward_->backward(scratch.dnormed, gradient, scratch.normed, feed_forward_call(call, saved, scratch));
-    ops.rms_norm_backward(gradient, dvector(call, feed_forward_norm()), scratch.dnormed,
-                          {saved.middle, saved.feed_forward_scale, feed_weight}, Gradient::kAdd);
+    if (feed_forward_->takes_norm()) {
+      feed_forward_->backward(gradient, gradient, saved.middle, feed_forward_call(call, saved, scratch));
+    } else {
+      ops.rms_norm(scratch.normed, {}, saved.middle, feed_weight, epsilon);
+      feed_forward_->backward(scratch.dnormed, gradient, scratch.normed, feed_forward_call(call, saved, scratch));
+      ops.rms_norm_backward(gradient, dvector(call, feed_forward_norm()), scratch.dnormed,
+                            {saved.middle, saved.feed_forward_scale, feed_weight}, Gradient::kAdd);
+    }
+    if (attention_->takes_norm()) return attention_->backward(gradient, gradient, x, attention_call(call, saved, scratch));
     ops.rms_norm(scratch.normed, {}, x, attention_weight, epsilon);
     attention_->backward(scratch.dnormed, gradient, scratch.normed, attention_call(call, saved, scratch));
     ops.rms_norm_backward(gradient, dvector(call, 0), scratch.dnormed, {x, saved.attention_scale, attention_weight}, Gradient::kAdd);
@@ -87,13 +98,15 @@ class TrainablePreNorm final : public TrainableBlock<Real> {
   };
   struct Scratch {
     Scratch(Carver& carver, const TrainablePreNorm& block, const PackedBatch& batch)
-        : normed(carver.matrix<Real>(batch.rows(), block.options_.hidden)),
-          dnormed(carver.matrix<Real>(batch.rows(), block.options_.hidden)),
+        : normed(carver.matrix<Real>(block.norms() ? batch.rows() : 0, block.options_.hidden)),
+          dnormed(carver.matrix<Real>(block.norms() ? batch.rows() : 0, block.options_.hidden)),
           part(carver.part(std::max(block.attention_->scratch_bytes(batch), block.feed_forward_->scratch_bytes(batch.rows())))) {}
     Matrix normed, dnormed;
     std::span<std::byte> part;
   };
 
+  // Whether a part leaves its norm to this block.
+  bool norms() const { return !attention_->takes_norm() || !feed_forward_->takes_norm(); }
   size_t feed_forward_norm() const { return 1 + attention_->parameters().size(); }
   std::span<const Real> vector(const Call& call, size_t place) const {
     return {call.weights[place].data, static_cast<size_t>(options_.hidden)};
@@ -102,15 +115,22 @@ class TrainablePreNorm final : public TrainableBlock<Real> {
     Real* data = call.gradients[place].data;
     return data == nullptr ? std::span<Real>() : std::span<Real>(data, static_cast<size_t>(options_.hidden));
   }
-  Call part_call(const Call& call, size_t first, size_t count, std::span<std::byte> saved, std::span<std::byte> scratch) const {
-    return {call.ops, call.batch, call.options, call.weights.subspan(first, count),
-            call.gradients.empty() ? call.gradients : call.gradients.subspan(first, count), saved, scratch};
+  // The part whose norm is parameter `norm`, with `count` of its own after it.
+  Call part_call(const Call& call, size_t norm, size_t count, std::span<Real> inverse_rms) const {
+    const bool backward = !call.gradients.empty();
+    return {.ops = call.ops, .batch = call.batch, .options = call.options, .weights = call.weights.subspan(norm + 1, count),
+            .gradients = backward ? call.gradients.subspan(norm + 1, count) : call.gradients,
+            .norm = {vector(call, norm), static_cast<Real>(options_.epsilon), inverse_rms, backward ? dvector(call, norm) : std::span<Real>()}};
   }
   Call attention_call(const Call& call, const Saved& saved, const Scratch& scratch) const {
-    return part_call(call, 1, attention_->parameters().size(), saved.attention, scratch.part);
+    Call part = part_call(call, 0, attention_->parameters().size(), saved.attention_scale);
+    part.saved = saved.attention, part.scratch = scratch.part;
+    return part;
   }
   Call feed_forward_call(const Call& call, const Saved& saved, const Scratch& scratch) const {
-    return part_call(call, feed_forward_norm() + 1, feed_forward_->parameters().size(), saved.feed_forward, scratch.part);
+    Call part = part_call(call, feed_forward_norm(), feed_forward_->parameters().size(), saved.feed_forward_scale);
+    part.saved = saved.feed_forward, part.scratch = scratch.part;
+    return part;
   }
 
   TrainableNormOptions options_;

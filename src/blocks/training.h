@@ -23,6 +23,7 @@ class TrainableFeedForward {
   virtual int64_t saved_bytes(int64_t rows) const = 0;
   virtual int64_t scratch_bytes(int64_t rows) const = 0;
   // As TrainableAttention's.
+  virtual bool takes_norm() const { return false; }
   virtual double forward(MatrixView<Real> out, MatrixView<const Real> x, const TrainingCall<Real>& call) const = 0;
   // Destroys what it saved.
   virtual void backward(MatrixView<Real> dx, MatrixView<const Real> dout, MatrixView<const Real> x,

@@ -9,6 +9,7 @@ Result<std::unique_ptr<TrainableBlock<Real>>> make_trainable_layer(const ModelCo
   const LayerConfig& layer = config.layers[static_cast<size_t>(index)];
   ASSIGN_OR_RETURN(auto attention,
                    create_training<Real>(layer.room, {config.hidden, index}, layer.attention, layer.required_roles));
+  attention->plan_for(ops);
   const FeedForwardConfig& feed = layer.feed_forward;
   auto feed_forward = make_trainable_gated_mlp<Real>({feed.activation, config.hidden, feed.inner, feed.bias}, ops);
   auto block = make_trainable_pre_norm<Real>({config.hidden, config.norm_epsilon}, std::move(attention), std::move(feed_forward));

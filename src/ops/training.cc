@@ -1,6 +1,8 @@
 // The doors of the training operations: shapes are checked here, once for every back end.
 #include "ops/training.h"
 
+#include <vector>
+
 namespace quipu {
 namespace {
 
@@ -45,14 +47,52 @@ void check_attention(const AttentionInputs<Real>& in, const AttentionPattern& p)
 }
 
 template <class Real>
+void check_norm(const char* op, const ResidualNorm<Real>& norm, const MatrixView<const Real>& x) {
+  if (norm.weight.empty()) return;
+  CHECK(static_cast<int64_t>(norm.weight.size()) == x.cols && static_cast<int64_t>(norm.inverse_rms.size()) == x.rows &&
+        (norm.dweight.empty() || norm.dweight.size() == norm.weight.size()))
+      << "[" << op << "] norm weight " << norm.weight.size() << ", dweight " << norm.dweight.size() << ", saved " << norm.inverse_rms.size() << ", x " << shape_of(x);
+}
+
+template <class Real>
 void check_gated(const TrainingOps<Real>& ops, const GatedCall<Real>& call, const MatrixView<const Real>& x) {
   const GatedShape shape{.hidden = x.cols, .inner = call.gate.rows};
+  check_norm("gated", call.norm, x);
   CHECK(ops.fuses_gated(shape)) << "[gated] " << ops.name() << " has none for hidden " << shape.hidden << ", inner " << shape.inner;
   CHECK(call.gate.cols == x.cols && same_shape(call.up, call.gate) && call.down.rows == x.cols && call.down.cols == call.gate.rows)
       << "[gated] x " << shape_of(x) << ", gate " << shape_of(call.gate) << ", up " << shape_of(call.up) << ", down " << shape_of(call.down);
-  const GatedMemory memory = ops.gated_memory(shape, x.rows);
+  const FusedMemory memory = ops.gated_memory(shape, x.rows);
   CHECK(static_cast<int64_t>(call.saved.size()) >= memory.saved && static_cast<int64_t>(call.scratch.size()) >= memory.scratch)
       << "[gated] " << call.saved.size() << " bytes saved and " << call.scratch.size() << " of scratch, wanted " << memory.saved << " and " << memory.scratch;
+}
+
+template <class Real>
+void check_self_attention(const TrainingOps<Real>& ops, const SelfAttentionCall<Real>& call, const MatrixView<const Real>& x) {
+  const AttentionPattern& p = call.pattern;
+  check_attention(AttentionInputs<Real>{{nullptr, x.rows, p.heads * p.key_dim}, {nullptr, x.rows, p.kv_heads * p.key_dim}, {nullptr, x.rows, p.kv_heads * p.value_dim}}, p);
+  check_norm("self_attention", call.norm, x);
+  const SelfAttentionShape shape{x.cols, p.heads, p.kv_heads, p.key_dim, p.value_dim};
+  CHECK(ops.fuses_self_attention(shape)) << "[self_attention] " << ops.name() << " has none for hidden " << x.cols << ", " << p.heads << " heads of "
+                                         << p.key_dim << " and " << p.value_dim;
+  CHECK(call.query.rows == p.heads * p.key_dim && call.key.rows == p.kv_heads * p.key_dim && call.value.rows == p.kv_heads * p.value_dim &&
+        call.query.cols == x.cols && call.key.cols == x.cols && call.value.cols == x.cols && call.output.rows == x.cols &&
+        call.output.cols == p.heads * p.value_dim && p.scale > 0)
+      << "[self_attention] x " << shape_of(x) << ", query " << shape_of(call.query) << ", key " << shape_of(call.key) << ", value "
+      << shape_of(call.value) << ", output " << shape_of(call.output) << ", scale " << p.scale;
+  CHECK(static_cast<int64_t>(call.positions.size()) == x.rows && call.rope.rotary_dim % 2 == 0 && call.rope.rotary_dim <= p.key_dim &&
+        static_cast<int64_t>(call.inverse_frequency.size()) == call.rope.rotary_dim / 2)
+      << "[self_attention] " << call.positions.size() << " positions, " << call.inverse_frequency.size() << " frequencies for x " << shape_of(x)
+      << ", rotary_dim " << call.rope.rotary_dim;
+  std::vector<int64_t> offsets{0};
+  for (const AttentionSlice& s : p.slices) {
+    CHECK(s.query_begin == offsets.back() && s.key_begin == s.query_begin && s.keys == s.queries)
+        << "[self_attention] slice of queries " << s.query_begin << "+" << s.queries << ", keys " << s.key_begin << "+" << s.keys;
+    offsets.push_back(s.query_begin + s.queries);
+  }
+  CHECK(offsets.back() == x.rows) << "[self_attention] slices of " << offsets.back() << " rows, x " << shape_of(x);
+  const FusedMemory memory = ops.self_attention_memory(shape, offsets);
+  CHECK(static_cast<int64_t>(call.saved.size()) >= memory.saved && static_cast<int64_t>(call.scratch.size()) >= memory.scratch)
+      << "[self_attention] " << call.saved.size() << " bytes saved and " << call.scratch.size() << " of scratch, wanted " << memory.saved << " and " << memory.scratch;
 }
 
 }  // namespace
@@ -200,6 +240,7 @@ template <class Real>
 void TrainingOps<Real>::gated_backward(MatrixView<Real> dx, const GatedGradients<Real>& gradients, MatrixView<const Real> dout,
                                        MatrixView<const Real> x, const GatedCall<Real>& call) {
   check_gated(*this, call, x);
+  CHECK(call.norm.weight.empty() || (dx.data == dout.data && dx.stride == dout.stride)) << "[gated backward] dx is not dout";
   CHECK(same_shape(dx, x) && same_shape(dout, x)) << "[gated backward] dx " << shape_of(dx) << ", dout " << shape_of(dout) << ", x " << shape_of(x);
   const auto fits = [](const MatrixView<Real>& gradient, const MatrixView<const Real>& weight) {
     return gradient.data == nullptr || same_shape(gradient, weight);
@@ -245,6 +286,39 @@ void TrainingOps<Real>::attention_backward(const AttentionGradients<Real>& gradi
         saved.log_sum_exp.rows == in.q.rows && saved.log_sum_exp.cols == pattern.heads)
       << "[attention backward] dout " << shape_of(dout) << ", log_sum_exp " << shape_of(saved.log_sum_exp);
   do_attention_backward(gradients, dout, in, saved, pattern);
+}
+
+template <class Real>
+void TrainingOps<Real>::self_attention(MatrixView<Real> out, MatrixView<const Real> x, const SelfAttentionCall<Real>& call) {
+  check_self_attention(*this, call, x);
+  CHECK(same_shape(out, x)) << "[self_attention] out " << shape_of(out) << ", x " << shape_of(x);
+  if (x.rows > 0) do_self_attention(out, x, call);
+}
+
+template <class Real>
+void TrainingOps<Real>::self_attention_backward(MatrixView<Real> dx, const SelfAttentionGradients<Real>& gradients, MatrixView<const Real> dout,
+                                                MatrixView<const Real> x, const SelfAttentionCall<Real>& call) {
+  check_self_attention(*this, call, x);
+  CHECK(call.norm.weight.empty() || (dx.data == dout.data && dx.stride == dout.stride)) << "[self_attention backward] dx is not dout";
+  CHECK(same_shape(dx, x) && same_shape(dout, x)) << "[self_attention backward] dx " << shape_of(dx) << ", dout " << shape_of(dout) << ", x " << shape_of(x);
+  const auto fits = [](const MatrixView<Real>& gradient, const MatrixView<const Real>& weight) {
+    return gradient.data == nullptr || same_shape(gradient, weight);
+  };
+  CHECK(fits(gradients.query, call.query) && fits(gradients.key, call.key) && fits(gradients.value, call.value) && fits(gradients.output, call.output))
+      << "[self_attention backward] gradients " << shape_of(gradients.query) << ", " << shape_of(gradients.key) << ", " << shape_of(gradients.value)
+      << ", " << shape_of(gradients.output);
+  if (x.rows > 0) do_self_attention_backward(dx, gradients, dout, x, call);
+}
+
+// Never reached: self_attention() asks fuses_self_attention() first.
+template <class Real>
+void TrainingOps<Real>::do_self_attention(MatrixView<Real>, MatrixView<const Real>, const SelfAttentionCall<Real>&) {
+  CHECK(false) << "[self_attention] " << name();
+}
+template <class Real>
+void TrainingOps<Real>::do_self_attention_backward(MatrixView<Real>, const SelfAttentionGradients<Real>&, MatrixView<const Real>,
+                                                   MatrixView<const Real>, const SelfAttentionCall<Real>&) {
+  CHECK(false) << "[self_attention backward] " << name();
 }
 
 template <class Real>

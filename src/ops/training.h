@@ -104,10 +104,10 @@ class TrainingOps {
   // matmul and gated_activation in turn: bfloat16 tiles, whose gate and up never leave the cache in fp32. What it means is
   // blocks/gated_mlp_training.cc, which composes those. Whether there is one, and the bytes of a call:
   virtual bool fuses_gated(const GatedShape& shape) const { return (void)shape, false; }
-  virtual GatedMemory gated_memory(const GatedShape& shape, int64_t rows) const { return (void)shape, (void)rows, GatedMemory{}; }
+  virtual FusedMemory gated_memory(const GatedShape& shape, int64_t rows) const { return (void)shape, (void)rows, FusedMemory{}; }
   // out must not overlap x.
   void gated(MatrixView<Real> out, MatrixView<const Real> x, const GatedCall<Real>& call);
-  // dx is written over; it overlaps neither dout nor x.
+  // dx is written over; it overlaps neither dout nor x. With call.norm dx is dout.
   void gated_backward(MatrixView<Real> dx, const GatedGradients<Real>& gradients, MatrixView<const Real> dout,
                       MatrixView<const Real> x, const GatedCall<Real>& call);
 
@@ -126,6 +126,19 @@ class TrainingOps {
   void attention_backward(const AttentionGradients<Real>& gradients, MatrixView<const Real> dout,
                           const AttentionInputs<Real>& in, const AttentionSaved<Real>& saved,
                           const AttentionPattern& pattern);
+
+  // --- attention with its projections, optional ----------------------------------------------------------------------------
+  // out = attention(rope(x Wq^T), rope(x Wk^T), x Wv^T) Wo^T and its backward in one piece, as gated() is. What it means is
+  // attention/grouped_query/training.cc. offsets: of the sequences, as PackedBatch's; fewer rows in each want no more memory.
+  virtual bool fuses_self_attention(const SelfAttentionShape& shape) const { return (void)shape, false; }
+  virtual FusedMemory self_attention_memory(const SelfAttentionShape& shape, std::span<const int64_t> offsets) const {
+    return (void)shape, (void)offsets, FusedMemory{};
+  }
+  // out must not overlap x.
+  void self_attention(MatrixView<Real> out, MatrixView<const Real> x, const SelfAttentionCall<Real>& call);
+  // As gated_backward's.
+  void self_attention_backward(MatrixView<Real> dx, const SelfAttentionGradients<Real>& gradients, MatrixView<const Real> dout,
+                               MatrixView<const Real> x, const SelfAttentionCall<Real>& call);
 
   // --- loss ---------------------------------------------------------------------------------------------------------
   // Per row with target t >= 0: loss = log sum exp(z) - z_t, z = softcapped(scale * logits), and
@@ -179,6 +192,9 @@ class TrainingOps {
   virtual void do_attention_backward(const AttentionGradients<Real>& gradients, MatrixView<const Real> dout,
                                      const AttentionInputs<Real>& in, const AttentionSaved<Real>& saved,
                                      const AttentionPattern& pattern) = 0;
+  virtual void do_self_attention(MatrixView<Real> out, MatrixView<const Real> x, const SelfAttentionCall<Real>& call);
+  virtual void do_self_attention_backward(MatrixView<Real> dx, const SelfAttentionGradients<Real>& gradients, MatrixView<const Real> dout,
+                                          MatrixView<const Real> x, const SelfAttentionCall<Real>& call);
   virtual LossSums do_softmax_cross_entropy(MatrixView<Real> logits, const RowLosses<Real>& rows,
                                             const LossInputs<Real>& in, const LossOptions& options) = 0;
   virtual double do_squared_norm(std::span<const Real> values) = 0;

@@ -76,6 +76,20 @@ struct GatedSaved {
   MatrixView<const Real> gate, up;
 };
 
+// What an operation that does a whole part of a layer wants, in bytes.
+struct FusedMemory {
+  int64_t saved = 0, scratch = 0;
+};
+
+// For such an operation: the norm before the part and the residual connection around it, out = x + part(rms_norm(x)).
+template <class Real>
+struct ResidualNorm {
+  std::span<const Real> weight;    // empty: neither, out = part(x)
+  Real epsilon = 0;
+  std::span<Real> inverse_rms;     // [rows]: written by forward, read by backward
+  std::span<Real> dweight;         // backward: added to; empty: frozen
+};
+
 // A gated feed-forward part as one operation.
 struct GatedShape {
   int64_t hidden = 0, inner = 0;
@@ -86,15 +100,13 @@ struct GatedCall {
   MatrixView<const Real> gate, up;     // [inner, hidden]
   MatrixView<const Real> down;         // [hidden, inner]
   GateActivation activation = GateActivation::kSilu;
+  ResidualNorm<Real> norm;
   std::span<std::byte> saved;          // gated_memory().saved: written by forward, read by backward
   std::span<std::byte> scratch;        // gated_memory().scratch: anything before and after
 };
 template <class Real>
 struct GatedGradients {
   MatrixView<Real> gate, up, down;     // added to; data null: frozen
-};
-struct GatedMemory {
-  int64_t saved = 0, scratch = 0;      // bytes
 };
 
 // Keys of a slice that one query row sees, counted from the slice's first key. A range may be empty.
@@ -130,6 +142,28 @@ template <class Real>
 struct AttentionGradients {
   MatrixView<Real> dq, dk, dv;
   MatrixView<Real> dself_k = {}, dself_v = {};   // where there are self_k, self_v
+};
+
+// Attention over whole sequences with its projections as one operation.
+struct SelfAttentionShape {
+  int64_t hidden = 0, heads = 0, kv_heads = 0, key_dim = 0, value_dim = 0;
+  bool plain = true;               // neither biases nor norms of heads
+};
+template <class Real>
+struct SelfAttentionCall {
+  MatrixView<const Real> query, key, value;   // [heads * key_dim, hidden], [kv_heads * key_dim, hidden], [kv_heads * value_dim, hidden]
+  MatrixView<const Real> output;              // [hidden, heads * value_dim]
+  AttentionPattern pattern;                   // slices: all sequences in order, whose keys are their queries' rows
+  std::span<const int64_t> positions;         // [rows]
+  std::span<const float> inverse_frequency;   // as TrainingOps::rope's; rope.rotary_dim 0: not rotated
+  RopeOptions rope;
+  ResidualNorm<Real> norm;
+  std::span<std::byte> saved;          // self_attention_memory().saved: written by forward, read by backward
+  std::span<std::byte> scratch;        // self_attention_memory().scratch: anything before and after
+};
+template <class Real>
+struct SelfAttentionGradients {
+  MatrixView<Real> query, key, value, output;   // added to; data null: frozen
 };
 
 template <class Real>

@@ -49,14 +49,23 @@ class TrainableGroupedQuery final : public TrainableAttention<Real> {
   }
 
   std::span<const ParameterSpec> parameters() const override { return specs_; }
+  void plan_for(const TrainingOps<Real>& ops) override {
+    if (ops.fuses_self_attention(shape()) && s_.scale > 0) fused_ = &ops;
+  }
+  bool takes_norm() const override { return fused_ != nullptr; }
   int64_t saved_bytes(const PackedBatch& batch) const override {
+    if (fused_ != nullptr) return fused_->self_attention_memory(shape(), batch.offsets).saved;
     Carver measure;
     Saved(measure, *this, batch.rows());
     return measure.bytes();
   }
   int64_t scratch_bytes(const PackedBatch& batch) const override {
     Carver measure;
-    Scratch(measure, *this, batch);
+    if (fused_ != nullptr) {
+      FusedScratch(measure, *this, batch);
+    } else {
+      Scratch(measure, *this, batch);
+    }
     return measure.bytes();
   }
   double forward(Matrix out, ConstMatrix x, const Call& call) const override;
@@ -110,12 +119,32 @@ class TrainableGroupedQuery final : public TrainableAttention<Real> {
     Matrix dattended, dquery, dkey, dvalue;   // backward only
   };
 
+  struct FusedScratch {
+    FusedScratch(Carver& carver, const TrainableGroupedQuery& room, const PackedBatch& batch)
+        : visible(carver.span<KeyRange>(batch.rows())),
+          slices(carver.span<AttentionSlice>(batch.sequences())),
+          part(carver.part(room.fused_->self_attention_memory(room.shape(), batch.offsets).scratch)) {}
+    std::span<KeyRange> visible;
+    std::span<AttentionSlice> slices;
+    std::span<std::byte> part;
+  };
+
   int64_t query_cols() const { return s_.heads * s_.head_dim; }
   int64_t key_cols() const { return s_.kv_heads * s_.head_dim; }
   int64_t value_cols() const { return s_.kv_heads * s_.value_dim; }
   int64_t out_cols() const { return s_.heads * s_.value_dim; }
 
-  AttentionPattern pattern(const Scratch& scratch, const PackedBatch& batch) const {
+  SelfAttentionShape shape() const {
+    return {s_.hidden, s_.heads, s_.kv_heads, s_.head_dim, s_.value_dim,
+            std::max({order_.query_bias, order_.key_bias, order_.value_bias, order_.output_bias, order_.query_norm}) < 0};
+  }
+  SelfAttentionCall<Real> fused_call(const FusedScratch& scratch, const Call& call) const {
+    return {weight(call, order_.query), weight(call, order_.key), weight(call, order_.value), weight(call, order_.output),
+            pattern(scratch, call.batch), call.batch.positions, s_.rope.inverse_frequency,
+            {.interleaved = s_.rope.interleaved, .rotary_dim = s_.rope.rotary_dim, .magnitude = s_.rope.magnitude}, call.norm, call.saved, scratch.part};
+  }
+  template <class AnyScratch>
+  AttentionPattern pattern(const AnyScratch& scratch, const PackedBatch& batch) const {
     causal_ranges(scratch.visible, batch, s_.window);
     sequence_slices(scratch.slices, batch);
     return {.slices = scratch.slices, .visible = scratch.visible, .heads = s_.heads, .kv_heads = s_.kv_heads,
@@ -143,11 +172,17 @@ class TrainableGroupedQuery final : public TrainableAttention<Real> {
   GroupedQuery::Settings s_;
   std::vector<ParameterSpec> specs_;
   Order order_;
+  const TrainingOps<Real>* fused_ = nullptr;   // does it in one piece
 };
 
 template <class Real>
 double TrainableGroupedQuery<Real>::forward(Matrix out, ConstMatrix x, const Call& call) const {
   Carver saved_carver(call.saved), scratch_carver(call.scratch);
+  if (fused_ != nullptr) {
+    const FusedScratch scratch(scratch_carver, *this, call.batch);
+    call.ops.self_attention(out, x, fused_call(scratch, call));
+    return 0;
+  }
   const Saved saved(saved_carver, *this, x.rows);
   const Scratch scratch(scratch_carver, *this, call.batch);
   TrainingOps<Real>& ops = call.ops;
@@ -172,6 +207,11 @@ double TrainableGroupedQuery<Real>::forward(Matrix out, ConstMatrix x, const Cal
 template <class Real>
 void TrainableGroupedQuery<Real>::backward(Matrix dx, ConstMatrix dout, ConstMatrix x, const Call& call) const {
   Carver saved_carver(call.saved), scratch_carver(call.scratch);
+  if (fused_ != nullptr) {
+    const FusedScratch scratch(scratch_carver, *this, call.batch);
+    return call.ops.self_attention_backward(dx, {gradient(call, order_.query), gradient(call, order_.key), gradient(call, order_.value),
+                                                 gradient(call, order_.output)}, dout, x, fused_call(scratch, call));
+  }
   const Saved saved(saved_carver, *this, x.rows);
   const Scratch scratch(scratch_carver, *this, call.batch);
   TrainingOps<Real>& ops = call.ops;

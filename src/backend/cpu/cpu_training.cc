@@ -10,6 +10,7 @@
 #include "backend/cpu/training_gated.h"
 #include "backend/cpu/training_gemm.h"
 #include "backend/cpu/training_pair_attention.h"
+#include "backend/cpu/training_self_attention.h"
 
 namespace quipu {
 namespace {
@@ -47,14 +48,19 @@ class CpuTrainingOps final : public TrainingOps<float> {
         gemm_(kernels_, pool(), options.precision == MatmulPrecision::kBfloat16),
         gated_(kernels_, pool()),
         attention_(kernels_, pool()),
-        pair_attention_(kernels_, pool()) {}
+        pair_attention_(kernels_, pool()),
+        self_attention_(kernels_, pool()) {}
 
   std::string name() const override {
     return "cpu " + std::string(isa_name(isa_)) + (gemm_.rounds() ? " bf16" : " fp32");
   }
   int64_t scratch_bytes(int64_t weight_elements) const override { return gemm_.scratch_bytes(weight_elements); }
   bool fuses_gated(const GatedShape& shape) const override { return gemm_.rounds() && gated_.takes(shape); }
-  GatedMemory gated_memory(const GatedShape& shape, int64_t rows) const override { return gated_.memory(shape, rows); }
+  FusedMemory gated_memory(const GatedShape& shape, int64_t rows) const override { return gated_.memory(shape, rows); }
+  bool fuses_self_attention(const SelfAttentionShape& shape) const override { return gemm_.rounds() && self_attention_.takes(shape); }
+  FusedMemory self_attention_memory(const SelfAttentionShape& shape, std::span<const int64_t> offsets) const override {
+    return self_attention_.memory(shape, offsets);
+  }
 
  private:
   // Calls body(row) for every row, on several threads when there is enough to do.
@@ -226,6 +232,20 @@ class CpuTrainingOps final : public TrainingOps<float> {
     attention_.backward(gradients, dout, in, saved, pattern);
   }
 
+  void do_self_attention(Matrix out, ConstMatrix x, const SelfAttentionCall<float>& call) override {
+    self_attention_.forward(out, x, call, rotation_of(call, Direction::kForward));
+  }
+  void do_self_attention_backward(Matrix dx, const SelfAttentionGradients<float>& gradients, ConstMatrix dout, ConstMatrix x,
+                                  const SelfAttentionCall<float>& call) override {
+    self_attention_.backward(dx, gradients, dout, x, call, rotation_of(call, Direction::kBackward));
+  }
+  cpu::RotationTable rotation_of(const SelfAttentionCall<float>& call, Direction direction) {
+    if (call.rope.rotary_dim == 0) return {};
+    const int64_t pairs = call.rope.rotary_dim / 2;
+    return {rotations(call.positions, call.inverse_frequency, call.rope.magnitude, direction), pairs, call.rope.interleaved ? 2 : 1,
+            call.rope.interleaved ? 1 : pairs};
+  }
+
   LossSums do_softmax_cross_entropy(Matrix logits, const RowLosses<float>& rows, const LossInputs<float>& in,
                                     const LossOptions& options) override {
     loss_rows_.resize(index_of(logits.rows));
@@ -325,6 +345,7 @@ class CpuTrainingOps final : public TrainingOps<float> {
   cpu::GatedPairs gated_;
   cpu::TrainingAttention attention_;
   cpu::PairAttention pair_attention_;
+  cpu::SelfAttentionPairs self_attention_;
   std::vector<GemmColumns> columns_;
   std::vector<GemmRows> rows_;
   std::vector<cpu::GemmTerm> terms_;

@@ -192,37 +192,67 @@ TEST_P(CpuTraining, RowOperationsAgree) {
   }
 }
 
+// The norm before a part in one piece and the residual connection around it, or neither; and the same by parts.
+struct NormRun {
+  NormRun(bool there_in, int64_t rows, int64_t hidden)
+      : there(there_in), weight(1, hidden, 91, 0.3), dweight(1, hidden, 92), scale(1, rows, 93), normed(rows, hidden, 94), dnormed(rows, hidden, 95) {
+    for (size_t i = 0; i < weight.f.size(); ++i) weight.d[i] = weight.f[i] += 1.0f;
+  }
+  ResidualNorm<float> call() { return there ? ResidualNorm<float>{weight.f, 1e-2f, scale.f, dweight.f} : ResidualNorm<float>{}; }
+  // What the part sees, what it is given back, and what follows from it.
+  MatrixView<double> before(TrainingOps<double>& reference, Pair& x) {
+    if (there) reference.rms_norm(normed.dv(), scale.d, x.dv(), weight.d, 1e-2f);
+    return there ? normed.dv() : x.dv();
+  }
+  void after(TrainingOps<double>& reference, Pair& out, Pair& x) {
+    if (there) reference.add(out.dv(), x.dv());
+  }
+  void backward(TrainingOps<double>& reference, Pair& dx, Pair& dout, Pair& x) {
+    if (!there) return;
+    dnormed.d = dx.d;
+    dx.d = dout.d;
+    reference.rms_norm_backward(dx.dv(), dweight.d, dnormed.dv(), {x.dv(), scale.d, weight.d}, Gradient::kAdd);
+  }
+  bool there;
+  Pair weight, dweight, scale, normed, dnormed;
+};
+
 // A gated feed-forward part in one piece, and what it needs.
 struct GatedRun {
-  GatedRun(TrainingOps<float>& ops_in, int64_t rows, int64_t hidden, int64_t inner, GateActivation activation)
-      : ops(ops_in), x(rows, hidden, 1), dout(rows, hidden, 2), gate(inner, hidden, 3, 2 / std::sqrt(static_cast<double>(hidden))),
+  GatedRun(TrainingOps<float>& ops_in, int64_t rows, int64_t hidden, int64_t inner, GateActivation activation, bool with_norm = false)
+      : ops(ops_in), norm(with_norm, rows, hidden), x(rows, hidden, 1), dout(rows, hidden, 2), gate(inner, hidden, 3, 2 / std::sqrt(static_cast<double>(hidden))),
         up(inner, hidden, 4, 1 / std::sqrt(static_cast<double>(hidden))), down(hidden, inner, 5, 1 / std::sqrt(static_cast<double>(inner))),
         out(rows, hidden, 6), dx(rows, hidden, 7), dgate(inner, hidden, 8), dup(inner, hidden, 9), ddown(hidden, inner, 10) {
-    const GatedMemory memory = ops.gated_memory({.hidden = hidden, .inner = inner}, rows);
+    const FusedMemory memory = ops.gated_memory({.hidden = hidden, .inner = inner}, rows);
     saved = Buffer::allocate(static_cast<size_t>(memory.saved)).value();
     scratch = Buffer::allocate(static_cast<size_t>(memory.scratch)).value();
     // What is there must not matter.
     std::fill_n(saved.as<uint8_t>(), saved.size(), uint8_t{0xff});
     std::fill_n(scratch.as<uint8_t>(), scratch.size(), uint8_t{0xff});
-    call = {gate.fv(), up.fv(), down.fv(), activation, {saved.data(), saved.size()}, {scratch.data(), scratch.size()}};
+    call = {gate.fv(), up.fv(), down.fv(), activation, norm.call(), {saved.data(), saved.size()}, {scratch.data(), scratch.size()}};
   }
   void run() {
     ops.gated(out.fv(), x.fv(), call);
-    ops.gated_backward(dx.fv(), {dgate.fv(), dup.fv(), ddown.fv()}, dout.fv(), x.fv(), call);
+    if (norm.there) dx.f = dout.f;
+    ops.gated_backward(dx.fv(), {dgate.fv(), dup.fv(), ddown.fv()}, norm.there ? dx.fv() : dout.fv(), x.fv(), call);
   }
   // The same by parts, in double.
   void run_parts(TrainingOps<double>& reference) {
     Pair g(x.rows, gate.rows, 11), u(x.rows, gate.rows, 12), a(x.rows, gate.rows, 13), da(x.rows, gate.rows, 14);
     const LinearForward<double> wide[] = {{g.dv(), gate.dv()}, {u.dv(), up.dv()}};
-    reference.matmul(wide, x.dv());
+    const MatrixView<double> seen = norm.before(reference, x);
+    reference.matmul(wide, seen);
     reference.gated_activation(a.dv(), g.dv(), u.dv(), call.activation);
     reference.matmul(out.dv(), a.dv(), down.dv());
+    norm.after(reference, out, x);
     reference.matmul_backward(da.dv(), LinearBackward<double>{dout.dv(), down.dv(), ddown.dv()}, a.dv());
     reference.gated_activation_backward(g.dv(), u.dv(), da.dv(), {g.dv(), u.dv()}, call.activation);
     const LinearBackward<double> back[] = {{g.dv(), gate.dv(), dgate.dv()}, {u.dv(), up.dv(), dup.dv()}};
-    reference.matmul_backward(dx.dv(), back, x.dv());
+    reference.matmul_backward(dx.dv(), back, seen);
+    norm.backward(reference, dx, dout, x);
   }
   TrainingOps<float>& ops;
+  NormRun norm;
   Pair x, dout, gate, up, down, out, dx, dgate, dup, ddown;
   Buffer saved, scratch;
   GatedCall<float> call;
@@ -244,7 +274,7 @@ TEST_P(CpuTraining, AGatedPartInOnePieceIsThatOfItsParts) {
                           {300, 128, 344}, {70, 64, 385}}) {
     for (const GateActivation activation : {GateActivation::kSilu, GateActivation::kGeluTanh}) {
       const std::string at = " at " + std::to_string(size.rows) + "x" + std::to_string(size.hidden) + "x" + std::to_string(size.inner);
-      GatedRun run(*s.cpu, size.rows, size.hidden, size.inner, activation);
+      GatedRun run(*s.cpu, size.rows, size.hidden, size.inner, activation, activation == GateActivation::kSilu);
       run.run();
       run.run_parts(*s.reference);
       // Of every product both factors are off by 2^-9 at most, random in sign, and two of them follow one another through a
@@ -254,12 +284,13 @@ TEST_P(CpuTraining, AGatedPartInOnePieceIsThatOfItsParts) {
       expect_close("dgate" + at, run.dgate, 1.6e-2);
       expect_close("dup" + at, run.dup, 1.6e-2);
       expect_close("ddown" + at, run.ddown, 1.6e-2);
+      expect_close("dnorm" + at, run.norm.there ? run.norm.dweight : run.x, 1.6e-2);
     }
   }
   // A router plans for the most rows it may let in, and lets in fewer.
-  GatedMemory before;
+  FusedMemory before;
   for (int64_t rows = 1; rows < 2000; rows += 31) {
-    const GatedMemory memory = s.cpu->gated_memory({.hidden = 512, .inner = 64}, rows);
+    const FusedMemory memory = s.cpu->gated_memory({.hidden = 512, .inner = 64}, rows);
     ASSERT_GE(memory.saved, before.saved) << rows;
     ASSERT_GE(memory.scratch, before.scratch) << rows;
     before = memory;
@@ -273,6 +304,136 @@ TEST_P(CpuTraining, AGatedPartInOnePieceIsThatOfItsParts) {
   EXPECT_EQ(some.dup.f, frozen);
   EXPECT_EQ(some.dgate.f, all.dgate.f);
   EXPECT_EQ(some.ddown.f, all.ddown.f);
+}
+
+struct SelfAttentionCase {
+  const char* name;
+  SelfAttentionShape shape;
+  std::vector<int64_t> lengths;    // of the sequences
+  bool norm;
+  int64_t window;
+  double softcap;
+  RopeOptions rope;
+};
+// Attention with its projections in one piece, and what it needs.
+struct SelfAttentionRun {
+  SelfAttentionRun(TrainingOps<float>& ops_in, const SelfAttentionCase& c)
+      : ops(ops_in), norm(c.norm, rows_of(c), c.shape.hidden), x(rows_of(c), c.shape.hidden, 1), dout(rows_of(c), c.shape.hidden, 2), query(weight(c.shape.heads * c.shape.key_dim, c.shape.hidden, 3)),
+        key(weight(c.shape.kv_heads * c.shape.key_dim, c.shape.hidden, 4)), value(weight(c.shape.kv_heads * c.shape.value_dim, c.shape.hidden, 5)),
+        output(weight(c.shape.hidden, c.shape.heads * c.shape.value_dim, 6)), out(x), dx(x), dquery(query), dkey(key), dvalue(value), doutput(output) {
+    for (const int64_t length : c.lengths) {
+      slices.push_back({offsets.back(), length, offsets.back(), length});
+      offsets.push_back(offsets.back() + length);
+      for (int64_t i = 0; i < length; ++i) {
+        visible.push_back({static_cast<int32_t>(c.window > 0 ? std::max<int64_t>(0, i + 1 - c.window) : 0), static_cast<int32_t>(i + 1)});
+        positions.push_back(i * 2 + i % 3);   // a router left some out
+      }
+    }
+    for (int64_t i = 0; i < c.rope.rotary_dim / 2; ++i) frequency.push_back(static_cast<float>(std::pow(100.0, -static_cast<double>(i) / 16)));
+    call = {.query = query.fv(), .key = key.fv(), .value = value.fv(), .output = output.fv(),
+            .pattern = {.slices = slices, .visible = visible, .heads = c.shape.heads, .kv_heads = c.shape.kv_heads, .key_dim = c.shape.key_dim,
+                        .value_dim = c.shape.value_dim, .scale = 1.5 / std::sqrt(static_cast<double>(c.shape.key_dim)), .softcap = c.softcap},
+            .positions = positions, .inverse_frequency = frequency, .rope = c.rope, .norm = norm.call(), .saved = {}, .scratch = {}};
+    if (!ops.fuses_self_attention(c.shape)) return;
+    const FusedMemory memory = ops.self_attention_memory(c.shape, offsets);
+    saved = Buffer::allocate(static_cast<size_t>(memory.saved)).value();
+    scratch = Buffer::allocate(static_cast<size_t>(memory.scratch)).value();
+    // What is there must not matter.
+    std::fill_n(saved.as<uint8_t>(), saved.size(), uint8_t{0xff});
+    std::fill_n(scratch.as<uint8_t>(), scratch.size(), uint8_t{0xff});
+    call.saved = {saved.data(), saved.size()}, call.scratch = {scratch.data(), scratch.size()};
+  }
+  static int64_t rows_of(const SelfAttentionCase& c) {
+    int64_t rows = 0;
+    for (const int64_t length : c.lengths) rows += length;
+    return rows;
+  }
+  static Pair weight(int64_t rows, int64_t cols, uint64_t seed) { return Pair(rows, cols, seed, 1 / std::sqrt(static_cast<double>(cols))); }
+  void run() {
+    ops.self_attention(out.fv(), x.fv(), call);
+    std::fill_n(scratch.as<uint8_t>(), scratch.size(), uint8_t{0xff});
+    if (norm.there) dx.f = dout.f;
+    ops.self_attention_backward(dx.fv(), {dquery.fv(), dkey.fv(), dvalue.fv(), doutput.fv()}, norm.there ? dx.fv() : dout.fv(), x.fv(), call);
+  }
+  // The same by parts, in double.
+  void run_parts(TrainingOps<double>& reference) {
+    const AttentionPattern& p = call.pattern;
+    Pair q(x.rows, query.rows, 11), k(x.rows, key.rows, 12), v(x.rows, value.rows, 13), attended(x.rows, output.cols, 14), lse(x.rows, p.heads, 15);
+    const LinearForward<double> projections[] = {{q.dv(), query.dv()}, {k.dv(), key.dv()}, {v.dv(), value.dv()}};
+    const MatrixView<double> seen = norm.before(reference, x);
+    reference.matmul(projections, seen);
+    reference.rope(q.dv(), p.key_dim, positions, frequency, call.rope, Direction::kForward);
+    reference.rope(k.dv(), p.key_dim, positions, frequency, call.rope, Direction::kForward);
+    const AttentionInputs<double> in{q.dv(), k.dv(), v.dv()};
+    reference.attention(attended.dv(), lse.dv(), in, p);
+    reference.matmul(out.dv(), attended.dv(), output.dv());
+    norm.after(reference, out, x);
+    Pair dattended = attended, dq = q, dk = k, dv = v;
+    reference.matmul_backward(dattended.dv(), LinearBackward<double>{dout.dv(), output.dv(), doutput.dv()}, attended.dv());
+    reference.attention_backward({dq.dv(), dk.dv(), dv.dv()}, dattended.dv(), in, {attended.dv(), lse.dv()}, p);
+    reference.rope(dq.dv(), p.key_dim, positions, frequency, call.rope, Direction::kBackward);
+    reference.rope(dk.dv(), p.key_dim, positions, frequency, call.rope, Direction::kBackward);
+    const LinearBackward<double> back[] = {{dq.dv(), query.dv(), dquery.dv()}, {dk.dv(), key.dv(), dkey.dv()}, {dv.dv(), value.dv(), dvalue.dv()}};
+    reference.matmul_backward(dx.dv(), back, seen);
+    norm.backward(reference, dx, dout, x);
+  }
+  std::vector<Pair*> results() {
+    std::vector<Pair*> all{&out, &dx, &dquery, &dkey, &dvalue, &doutput};
+    if (norm.there) all.push_back(&norm.dweight);
+    return all;
+  }
+  TrainingOps<float>& ops;
+  NormRun norm;
+  Pair x, dout, query, key, value, output, out, dx, dquery, dkey, dvalue, doutput;
+  std::vector<int64_t> offsets{0}, positions;
+  std::vector<AttentionSlice> slices;
+  std::vector<KeyRange> visible;
+  std::vector<float> frequency;
+  Buffer saved, scratch;
+  SelfAttentionCall<float> call;
+};
+
+TEST_P(CpuTraining, SelfAttentionInOnePieceIsThatOfItsParts) {
+  Sides s(GetParam(), MatmulPrecision::kBfloat16);
+  const SelfAttentionShape shape{.hidden = 64, .heads = 2, .kv_heads = 2, .key_dim = 32, .value_dim = 32};
+  ASSERT_EQ(s.cpu->fuses_self_attention(shape), GetParam() == Isa::kAmx);
+  for (const SelfAttentionShape not_this : {SelfAttentionShape{64, 2, 2, 32, 32, false}, {48, 2, 2, 32, 32}, {64, 2, 2, 40, 32}, {64, 2, 2, 32, 8}}) {
+    EXPECT_FALSE(s.cpu->fuses_self_attention(not_this));
+  }
+  EXPECT_FALSE(Sides(GetParam()).cpu->fuses_self_attention(shape)) << "fp32 stays exact";
+  if (GetParam() != Isa::kAmx) return;
+  // Blocks of 64 rows, groups of 4 of them, depths in parts of 12 panels that begin inside a head or a projection, and what is left
+  // of each; sequences of no rows, of one panel, of one row.
+  const std::vector<int64_t> many{1, 0, 180, 32, 33, 64, 130};
+  for (const SelfAttentionCase& c : {SelfAttentionCase{"multi head", shape, many, true, 0, 0.0, {.rotary_dim = 32}},
+                                     {"one row", shape, {1}, true, 0, 0.0, {.interleaved = true, .rotary_dim = 16, .magnitude = 1.25f}},
+                                     {"grouped, wide values", {96, 6, 2, 32, 96}, many, false, 0, 0.0, {.interleaved = true, .rotary_dim = 32}},
+                                     {"multi query, window", {64, 3, 1, 64, 32}, many, true, 37, 0.0, {.rotary_dim = 34}},
+                                     {"softcap, no rotation", {32, 2, 1, 96, 64}, {70, 300}, true, 0, 1.5, {}},
+                                     {"wide", {416, 8, 8, 64, 64}, {390}, true, 0, 0.0, {.rotary_dim = 64}}}) {
+    SCOPED_TRACE(c.name);
+    SelfAttentionRun run(*s.cpu, c);
+    run.run();
+    run.run_parts(*s.reference);
+    // Three roundings in a row of relative error 2^-9 at most and random in sign, through a softmax of scores of deviation 1.5:
+    // the bounds of Bfloat16AttentionIsThatOfRoundedFactors and of a further product.
+    for (const Pair* result : run.results()) expect_close("result of " + std::to_string(result->rows) + " rows", *result, 3e-2);
+  }
+  // Less memory for less, sequence by sequence.
+  const std::vector<int64_t> longer{0, 100, 400}, shorter{0, 64, 300};
+  EXPECT_GE(s.cpu->self_attention_memory(shape, longer).saved, s.cpu->self_attention_memory(shape, shorter).saved);
+  EXPECT_GE(s.cpu->self_attention_memory(shape, longer).scratch, s.cpu->self_attention_memory(shape, shorter).scratch);
+  // Frozen weights are left alone, the others get the same.
+  const SelfAttentionCase c{"", shape, {70}, false, 0, 0.0, {.rotary_dim = 32}};
+  SelfAttentionRun all(*s.cpu, c), some(*s.cpu, c);
+  all.run();
+  const std::vector<float> frozen = some.dkey.f;
+  s.cpu->self_attention(some.out.fv(), some.x.fv(), some.call);
+  s.cpu->self_attention_backward(some.dx.fv(), {some.dquery.fv(), {}, some.dvalue.fv(), some.doutput.fv()}, some.dout.fv(), some.x.fv(), some.call);
+  EXPECT_EQ(some.dkey.f, frozen);
+  EXPECT_EQ(some.dquery.f, all.dquery.f);
+  EXPECT_EQ(some.dvalue.f, all.dvalue.f);
+  EXPECT_EQ(some.doutput.f, all.doutput.f);
 }
 
 TEST_P(CpuTraining, TablesRoutesAndRotationsAgree) {
@@ -445,7 +606,7 @@ TEST_P(CpuTraining, NoResultDependsOnTheNumberOfThreads) {
     std::vector<std::vector<float>> expected;
     for (const int threads : {1, 2, 3}) {
       Sides s(GetParam(), precision, threads);
-      std::vector<std::vector<float>> results(13);
+      std::vector<std::vector<float>> results(14);
       const auto result = [&](size_t i, int64_t rows, int64_t cols) {
         results[i].assign(static_cast<size_t>(rows * cols), 0.0f);
         return MatrixView<float>(results[i].data(), rows, cols);
@@ -457,10 +618,15 @@ TEST_P(CpuTraining, NoResultDependsOnTheNumberOfThreads) {
       s.cpu->attention(out, lse, {q.fv(), k.fv(), v.fv()}, pattern);
       s.cpu->attention_backward({result(5, 700, 32), result(6, 700, 16), result(7, 700, 16)}, out, {q.fv(), k.fv(), v.fv()}, {out, lse}, pattern);
       if (s.cpu->fuses_gated({.hidden = 64, .inner = 416})) {
-        GatedRun gated(*s.cpu, 700, 64, 416, GateActivation::kSilu);
+        GatedRun gated(*s.cpu, 700, 64, 416, GateActivation::kSilu, true);
         gated.run();
         size_t at = 8;
-        for (const Pair* pair : {&gated.out, &gated.dx, &gated.dgate, &gated.dup, &gated.ddown}) results[at++] = pair->f;
+        for (const Pair* pair : {&gated.out, &gated.dx, &gated.dgate, &gated.dup, &gated.ddown, &gated.norm.dweight}) results[at++] = pair->f;
+      }
+      if (const SelfAttentionShape shape{64, 4, 2, 32, 64}; s.cpu->fuses_self_attention(shape)) {
+        SelfAttentionRun run(*s.cpu, {"", shape, {300, 400}, true, 0, 0.0, {.rotary_dim = 32}});
+        run.run();
+        for (const Pair* pair : run.results()) results.push_back(pair->f);
       }
       if (expected.empty()) expected = results;
       EXPECT_EQ(results, expected) << threads;

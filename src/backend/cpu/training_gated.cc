@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "backend/cpu/pair_products.h"
 #include "tensor/carver.h"
 
 namespace quipu::cpu {
@@ -13,28 +14,12 @@ size_t index_of(int64_t i) { return static_cast<size_t>(i); }
 // Rows of a task: of a model 512 wide its factors and results take 1.1 MB of a second-level cache, and packed weights, which
 // every task reads, come from further away no faster than tiles use them up.
 constexpr int64_t kBlockPanels = 8;
-// Blocks of 32 of a depth multiplied at once: a panel of the right factor, 24 KiB, stays in a first-level cache of 48 KiB while
-// panels of the left one go by.
-constexpr int64_t kDepthBlocks = 12;
-// Tiles of a weight's gradient summed by one task: 704 KiB.
-constexpr int64_t kGradientRows = 16, kGradientCols = 11;
-constexpr int64_t kPackPanels = 8;   // packed by one task: lines across lie side by side
-
-// `total` in parts of equal size, the last one shorter.
-struct Parts {
-  int64_t total, count, size;
-  Parts(int64_t total_in, int64_t most) : total(total_in), count((total + most - 1) / most), size(count == 0 ? 0 : (total + count - 1) / count) {
-    count = size == 0 ? 0 : (total + size - 1) / size;
-  }
-  int64_t first(int64_t part) const { return part * size; }
-  int64_t length(int64_t part) const { return std::min(size, total - first(part)); }
-};
-
 // tiles[i] = left[i] right for `count` panels of a left factor and one of a right one, which lie by part of the depth:
-// left [parts][count], tiles 32 x 32. after(i) once tile i is done: what follows on vectors runs while the next tile is summed.
-template <class After>
+// left [parts][count], tiles 32 x 32. after(i) once tile i is done: what follows on vectors runs while the next tile is
+// summed. wanted(i): the 4 KiB it reads, asked for in time, or null.
+template <class Wanted, class After>
 void multiply_tiles(const TrainingKernels& kernels, float* tiles, const uint16_t* left, const uint16_t* right, const Parts& depth, int64_t count,
-                    const After& after) {
+                    const Wanted& wanted, const After& after) {
   PairTile tile{.c_ld = kGemmPanel, .rows = kPairRows, .cols = kGemmPanel, .from_ld = kGemmPanel};
   const char* soon = reinterpret_cast<const char*>(right + depth.total * kPairTile);   // the next panel, a share with every tile
   tile.soon_bytes = depth.total * kPairTile * 2 / (depth.count * count);
@@ -46,26 +31,19 @@ void multiply_tiles(const TrainingKernels& kernels, float* tiles, const uint16_t
       tile.c = tiles + i * kPairTile;
       tile.from = part > 0 ? tile.c : nullptr;
       tile.soon = soon;
+      tile.next_from = part == 0 ? wanted(i) : nullptr;
       kernels.pair_tile(tile);
       if (part + 1 == depth.count) after(i);
     }
   }
 }
 
-// `rows` rows as a left factor, by part of their depth.
-void pack_rows(const TrainingKernels& kernels, uint16_t* out, const float* from, int64_t ld, int64_t rows, const Parts& depth) {
-  const int64_t panels = (rows + kPairRows - 1) / kPairRows;
+// A panel of rows as a left factor, by part of their depth, one of `panels`.
+void pack_rows(const TrainingKernels& kernels, uint16_t* out, const MatrixView<const float>& from, const Parts& depth, int64_t panel, int64_t panels) {
   for (int64_t part = 0; part < depth.count; ++part) {
     const int64_t first = depth.first(part), length = depth.length(part);
-    kernels.pack_left_pairs(out + first * panels * kPairTile, {.from = from + first * kGemmPanel, .ld = ld, .lines = rows, .depth = length * kGemmPanel,
-                                                               .blocks = length, .panel_step = length * kPairTile});
-  }
-}
-
-// add_tile of the first `cols` columns of the sums.
-void add_part(float* to, int64_t ld, const float* sums, int64_t cols, bool transposed) {
-  for (int64_t row = 0; row < kPairRows; ++row) {
-    for (int64_t col = 0; col < cols; ++col) to[transposed ? col * ld + row : row * ld + col] += sums[row * kGemmPanel + col];
+    kernels.pack_left_pairs(out + (first * panels + panel * length) * kPairTile,
+                            {.from = from.data + first * kGemmPanel, .ld = from.stride, .lines = from.rows, .depth = length * kGemmPanel, .blocks = length});
   }
 }
 
@@ -79,6 +57,7 @@ struct GatedPairs::Sizes {
         inner((inner_in + kGemmPanel - 1) / kGemmPanel),
         blocks(row_panels, kBlockPanels), row_parts(row_panels, kDepthBlocks), hidden_parts(hidden, kDepthBlocks), inner_parts(inner, kDepthBlocks) {}
   // What there is of `panels` panels from `first` on.
+  int64_t rows_there(int64_t panel) const { return std::min(kPairRows, rows - panel * kPairRows); }
   int64_t inner_there(int64_t first, int64_t panels) const { return std::min(panels * kGemmPanel, inner_cols - first * kGemmPanel); }
   int64_t rows, inner_cols;        // not panels
   int64_t row_panels, hidden, inner;
@@ -88,11 +67,14 @@ struct GatedPairs::Sizes {
   int64_t most_panels() const { return std::min(kBlockPanels, row_panels); }
 };
 
-// [row panels][inner panels][32][32]
+// [row panels][inner panels][gate, up][32][32]
 struct GatedPairs::Saved {
-  Saved(Carver& carver, const Sizes& s)
-      : gate(carver.take<uint16_t>(s.row_panels * s.inner * kPairTile)), up(carver.take<uint16_t>(s.row_panels * s.inner * kPairTile)) {}
-  uint16_t *gate, *up;
+  Saved(Carver& carver, const Sizes& s) : tiles(carver.take<uint16_t>(2 * s.row_panels * s.inner * kPairTile)), inner(s.inner) {}
+  uint16_t* gate(int64_t row_panel, int64_t panel) const { return tiles + 2 * (row_panel * inner + panel) * kPairTile; }
+  uint16_t* up(int64_t row_panel, int64_t panel) const { return gate(row_panel, panel) + kPairTile; }
+  const float* both(int64_t row_panel, int64_t panel) const { return reinterpret_cast<const float*>(gate(row_panel, panel)); }
+  uint16_t* tiles;
+  int64_t inner;
 };
 
 struct GatedPairs::Forward {
@@ -101,10 +83,12 @@ struct GatedPairs::Forward {
         : x(carver.take<uint16_t>(s.most_panels() * s.hidden * kPairTile)),
           activated(carver.take<uint16_t>(s.most_panels() * s.inner_parts.size * kPairTile)),
           wide(carver.take<float>(2 * s.most_panels() * kPairTile)),
-          sums(carver.take<float>(s.most_panels() * s.hidden * kPairTile)) {}
+          sums(carver.take<float>(s.most_panels() * s.hidden * kPairTile)),
+          normed(carver.take<float>(s.hidden * kPairTile)) {}
     uint16_t *x, *activated;       // left factors [rows, hidden], [rows, a part of inner]
     float* wide;                   // tiles of gate, of up
     float* sums;                   // [hidden panels] tiles of out
+    float* normed;                 // a panel of rows
   };
   Forward(Carver& carver, const Sizes& sizes, int threads) : s(sizes) {
     wide = carver.take<uint16_t>(2 * s.inner * s.hidden * kPairTile);
@@ -117,6 +101,7 @@ struct GatedPairs::Forward {
   std::vector<Worker> workers;
   MatrixView<float> out;
   MatrixView<const float> x;
+  const GatedCall<float>* call = nullptr;
   const Saved* saved = nullptr;
   bool gelu = false;
 };
@@ -129,15 +114,17 @@ struct GatedPairs::Backward {
       dwide = carver.take<uint16_t>(2 * s.most_panels() * s.inner_parts.size * kPairTile);
       dactivated = carver.take<float>(s.most_panels() * kPairTile);
       sums = carver.take<float>(s.most_panels() * s.hidden * kPairTile);
+      normed = carver.take<float>(s.hidden * kPairTile);
       const size_t rows_end = carver.mark();
       carver.rewind(mark);
-      gradient = carver.take<float>(std::min(kGradientRows, s.hidden) * std::min(kGradientCols, s.inner) * kPairTile);
+      gradient = carver.take<float>(std::min(kGradientLefts, s.hidden) * std::min(kGradientRights, s.inner) * kPairTile);
       carver.rewind(std::max(rows_end, carver.mark()));
     }
     uint16_t *dout, *dwide;        // left factors [rows, hidden]; [gate, up] [rows, a part of inner]
     float* dactivated;             // tiles
     float* sums;                   // [hidden panels] tiles of dx
-    float* gradient;               // of weight_gradient(), when the others are done with
+    float* normed;                 // a panel of rows
+    float* gradient;               // of a weight, when the others are done with
   };
   Backward(Carver& carver, const Sizes& sizes, int threads) : s(sizes) {
     down = carver.take<uint16_t>(s.inner * s.hidden * kPairTile);
@@ -145,6 +132,7 @@ struct GatedPairs::Backward {
     x_columns = carver.take<uint16_t>(s.row_panels * s.hidden * kPairTile);
     dout_columns = carver.take<uint16_t>(s.row_panels * s.hidden * kPairTile);
     for (uint16_t** rows : {&activated, &dgate, &dup}) *rows = carver.take<uint16_t>(s.row_panels * s.inner * kPairTile);
+    dnorm = carver.take<float>((s.row_panels + kBlockPanels - 1) * s.hidden * kGemmPanel);
     for (int i = 0; i < threads; ++i) workers.emplace_back(carver, s);
   }
   Sizes s;
@@ -153,6 +141,7 @@ struct GatedPairs::Backward {
   // By part of the rows, by panel: left factors [hidden, rows] and right ones [rows, inner].
   uint16_t *x_columns, *dout_columns;
   uint16_t *activated, *dgate, *dup;
+  float* dnorm;                    // of the norm's weight, by block of rows
   std::vector<Worker> workers;
   MatrixView<float> dx;
   MatrixView<const float> dout, x;
@@ -161,7 +150,7 @@ struct GatedPairs::Backward {
   bool gelu = false;
 };
 
-GatedMemory GatedPairs::memory(const GatedShape& shape, int64_t rows) const {
+FusedMemory GatedPairs::memory(const GatedShape& shape, int64_t rows) const {
   const Sizes s(rows, shape.hidden, shape.inner);
   Carver saved, forward, backward;
   Saved(saved, s);
@@ -175,7 +164,7 @@ void GatedPairs::forward(MatrixView<float> out, MatrixView<const float> x, const
   Carver saved_carver(call.saved), carver(call.scratch);
   const Saved saved(saved_carver, s);
   Forward f(carver, s, pool_.threads());
-  f.out = out, f.x = x, f.saved = &saved, f.gelu = call.activation == GateActivation::kGeluTanh;
+  f.out = out, f.x = x, f.call = &call, f.saved = &saved, f.gelu = call.activation == GateActivation::kGeluTanh;
   pool_.parallel_for(s.inner, [&](int64_t panel) {
     for (int64_t which = 0; which < 2; ++which) {
       const MatrixView<const float>& w = which == 0 ? call.gate : call.up;
@@ -202,26 +191,38 @@ struct GatedPairs::RowSums {
   float* sums;                     // [hidden panels][tiles]
   const uint16_t* left;            // [tiles] panels
   const uint16_t* right;           // [hidden panels], right_step apart
-  int64_t right_step, blocks, tiles;
+  int64_t right_step, blocks, tiles, rows;   // rows: of the whole matrix
   bool first, last;                // of what adds up
+  MatrixView<const float> residual = {};   // what they are added to, or null
 };
 
-// The tiles of one panel of hidden; the last sum goes to `out`, whose rows from first_row on they are.
+// The tiles of one panel of hidden; the last sum goes to `out`, whose rows from first_row on they are, unless that is null.
 void GatedPairs::add_rows(const RowSums& sums, const MatrixView<float>& out, int64_t first_row, int64_t col) const {
   PairTile tile{.rows = kPairRows, .cols = kGemmPanel, .b = sums.right + col * sums.right_step, .blocks = sums.blocks, .from_ld = kGemmPanel};
   tile.soon_bytes = sums.right_step * 2 / sums.tiles;
   for (int64_t t = 0; t < sums.tiles; ++t) {
     float* partial = sums.sums + (col * sums.tiles + t) * kPairTile;
     tile.a = sums.left + t * sums.blocks * kPairTile;
+    const int64_t row = first_row + t * kPairRows;
     tile.from = sums.first ? nullptr : partial;
+    tile.from_ld = kGemmPanel;
+    if (sums.first && sums.residual.data != nullptr) {
+      tile.from = sums.residual.row(row) + col * kGemmPanel;
+      tile.from_ld = sums.residual.stride;
+    }
     tile.c = partial;
     tile.c_ld = kGemmPanel;
-    if (sums.last) {
-      tile.c = out.row(first_row + t * kPairRows) + col * kGemmPanel;
+    if (sums.last && out.data != nullptr) {
+      tile.c = out.row(row) + col * kGemmPanel;
       tile.c_ld = out.stride;
-      tile.rows = static_cast<int>(std::min(kPairRows, out.rows - first_row - t * kPairRows));
     }
+    tile.rows = static_cast<int>(std::min(kPairRows, sums.rows - row));
     tile.soon = reinterpret_cast<const char*>(tile.b + sums.right_step) + t * tile.soon_bytes;
+    // The next tile's rows of the two matrices; the last one's are the first of the next panel of columns.
+    const int64_t next_row = t + 1 < sums.tiles ? row + kPairRows : first_row, next_col = (col + (t + 1 < sums.tiles ? 0 : 1)) * kGemmPanel;
+    const bool ask = next_row + kPairRows <= sums.rows;
+    tile.next_c = ask && sums.last && out.data != nullptr && next_col < out.cols ? out.row(next_row) + next_col : nullptr;
+    tile.next_from = ask && sums.first && sums.residual.data != nullptr && next_col < sums.residual.cols ? sums.residual.row(next_row) + next_col : nullptr;
     kernels_.pair_tile(tile);
   }
 }
@@ -230,22 +231,27 @@ void GatedPairs::forward_rows(const Forward& f, int64_t block, int worker) const
   const Sizes& s = f.s;
   const Forward::Worker& w = f.workers[index_of(worker)];
   const int64_t first_panel = s.blocks.first(block), tiles = s.blocks.length(block), first_row = first_panel * kPairRows;
-  const int64_t rows = std::min(tiles * kPairRows, s.rows - first_row), panel = s.hidden * kPairTile;
-  pack_rows(kernels_, w.x, f.x.row(first_row), f.x.stride, rows, s.hidden_parts);
+  const int64_t panel = s.hidden * kPairTile;
+  const PartRows source{kernels_, f.x, f.call->norm};
+  for (int64_t t = 0; t < tiles; ++t) {
+    pack_rows(kernels_, w.x, source.take(first_row + t * kPairRows, s.rows_there(first_panel + t), w.normed), s.hidden_parts, t, tiles);
+  }
   kernels_.begin_pairs();
   for (int64_t part = 0; part < s.inner_parts.count; ++part) {
     const int64_t first = s.inner_parts.first(part), length = s.inner_parts.length(part), step = length * kPairTile;
     for (int64_t inner = first; inner < first + length; ++inner) {
       const uint16_t* wide = f.wide + 2 * inner * panel;
       float* up = w.wide + tiles * kPairTile;
-      multiply_tiles(kernels_, w.wide, w.x, wide, s.hidden_parts, tiles, [](int64_t) {});
-      multiply_tiles(kernels_, up, w.x, wide + panel, s.hidden_parts, tiles, [&](int64_t t) {
-        const int64_t at = ((first_panel + t) * s.inner + inner) * kPairTile;
-        kernels_.gate_tile({.gate = w.wide + t * kPairTile, .up = up + t * kPairTile, .gate_rounded = f.saved->gate + at, .up_rounded = f.saved->up + at,
+      const auto nothing = [](int64_t) { return nullptr; };   // asking for what is only written makes it slower
+      multiply_tiles(kernels_, w.wide, w.x, wide, s.hidden_parts, tiles, nothing, [](int64_t) {});
+      multiply_tiles(kernels_, up, w.x, wide + panel, s.hidden_parts, tiles, nothing, [&](int64_t t) {
+        kernels_.gate_tile({.gate = w.wide + t * kPairTile, .up = up + t * kPairTile, .gate_rounded = f.saved->gate(first_panel + t, inner),
+                            .up_rounded = f.saved->up(first_panel + t, inner),
                             .activated = w.activated + t * step + (inner - first) * 512, .half_step = length * 512, .gelu = f.gelu});
       });
     }
-    const RowSums sums{w.sums, w.activated, f.down + first * panel, step, length, tiles, part == 0, part + 1 == s.inner_parts.count};
+    const RowSums sums{w.sums, w.activated, f.down + first * panel, step, length, tiles, s.rows, part == 0, part + 1 == s.inner_parts.count,
+                       source.normed() ? f.x : MatrixView<const float>{}};
     for (int64_t col = 0; col < s.hidden; ++col) add_rows(sums, f.out, first_row, col);
   }
   kernels_.end_pairs();
@@ -274,25 +280,18 @@ void GatedPairs::pack_backward(const Backward& b) const {
                                .lines = hidden_groups.length(group) * kGemmPanel, .depth = s.inner_there(first, length), .blocks = length,
                                .panel_step = 2 * length * kPairTile, .across = true});
   });
-  pool_.parallel_for(hidden_groups.count * s.row_parts.count * 2, [&](int64_t index) {
-    const int64_t group = index / 2 / s.row_parts.count, part = index / 2 % s.row_parts.count, which = index % 2;
-    const int64_t first = s.row_parts.first(part), length = s.row_parts.length(part), first_col = hidden_groups.first(group);
-    const MatrixView<const float>& from = which == 0 ? b.x : b.dout;
-    kernels_.pack_left_pairs((which == 0 ? b.x_columns : b.dout_columns) + (first * s.hidden + first_col * length) * kPairTile,
-                             {.from = from.row(first * kPairRows) + first_col * kGemmPanel, .ld = from.stride,
-                              .lines = hidden_groups.length(group) * kGemmPanel, .depth = std::min(length * kPairRows, s.rows - first * kPairRows),
-                              .blocks = length, .panel_step = length * kPairTile, .across = true});
+  const PartRows source{kernels_, b.x, b.call->norm};
+  pool_.parallel_for_worker(s.row_panels, [&](int64_t panel, int worker) {
+    const int64_t part = panel / s.row_parts.size, first = s.row_parts.first(part), length = s.row_parts.length(part);
+    const auto pack = [&](uint16_t* to, const MatrixView<const float>& from) {
+      kernels_.pack_left_pairs(to + first * s.hidden * kPairTile + (panel - first) * 512,
+                               {.from = from.data, .ld = from.stride, .lines = s.hidden * kGemmPanel, .depth = s.rows_there(panel), .blocks = 1,
+                                .panel_step = length * kPairTile, .half_step = length * 512, .across = true});
+    };
+    pack(b.x_columns, source.take(panel * kPairRows, s.rows_there(panel), b.workers[index_of(worker)].normed));
+    pack(b.dout_columns, b.dout.rows_from(panel * kPairRows, s.rows_there(panel)));
   });
 }
-
-// Tiles of one weight's gradient: panels of inner by panels of hidden.
-struct GatedPairs::WeightTask {
-  const uint16_t* left;            // x_columns or dout_columns
-  const uint16_t* right;           // dgate, dup or activated
-  MatrixView<float> gradient;
-  bool transposed;                 // gradient [inner, hidden]
-  int64_t first_row, rows, first_col, cols;   // panels of hidden, of inner
-};
 
 void GatedPairs::backward(MatrixView<float> dx, const GatedGradients<float>& gradients, MatrixView<const float> dout,
                           MatrixView<const float> x, const GatedCall<float>& call) {
@@ -303,35 +302,44 @@ void GatedPairs::backward(MatrixView<float> dx, const GatedGradients<float>& gra
   b.dx = dx, b.dout = dout, b.x = x, b.call = &call, b.saved = &saved, b.gelu = call.activation == GateActivation::kGeluTanh;
   pack_backward(b);
   pool_.parallel_for_worker(s.blocks.count, [&](int64_t block, int worker) { backward_rows(b, block, worker); });
+  PartRows{kernels_, x, call.norm}.add_dweight(b.dnorm, s.blocks.count);
   std::vector<WeightTask> tasks;
-  const Parts row_groups(s.hidden, kGradientRows), col_groups(s.inner, kGradientCols);
+  const Parts left_groups(s.hidden, kGradientLefts), right_groups(s.inner, kGradientRights);
   const auto add = [&](const uint16_t* left, const uint16_t* right, const MatrixView<float>& gradient, bool transposed) {
-    for (int64_t i = 0; i < row_groups.count * col_groups.count && gradient.data != nullptr; ++i) {
-      const int64_t row = i / col_groups.count, col = i % col_groups.count;
-      tasks.push_back({left, right, gradient, transposed, row_groups.first(row), row_groups.length(row), col_groups.first(col), col_groups.length(col)});
+    for (int64_t i = 0; i < left_groups.count * right_groups.count && gradient.data != nullptr; ++i) {
+      const int64_t l = i / right_groups.count, r = i % right_groups.count, hidden = left_groups.first(l) * kGemmPanel, first = right_groups.first(r);
+      float* to = transposed ? gradient.row(first * kGemmPanel) + hidden : gradient.row(hidden) + first * kGemmPanel;
+      tasks.push_back({left, s.hidden, right, s.inner, left_groups.first(l), left_groups.length(l), first, right_groups.length(r), to, gradient.stride,
+                       s.inner_there(first, right_groups.length(r)), transposed});
     }
   };
   add(b.x_columns, b.dgate, gradients.gate, true);
   add(b.x_columns, b.dup, gradients.up, true);
   add(b.dout_columns, b.activated, gradients.down, false);
-  pool_.parallel_for_worker(static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) { weight_gradient(b, tasks[index_of(i)], worker); });
+  pool_.parallel_for_worker(static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) {
+    add_weight_gradient(kernels_, tasks[index_of(i)], s.row_parts, b.workers[index_of(worker)].gradient);
+  });
 }
 
 void GatedPairs::backward_rows(const Backward& b, int64_t block, int worker) const {
   const Sizes& s = b.s;
   const Backward::Worker& w = b.workers[index_of(worker)];
   const int64_t first_panel = s.blocks.first(block), tiles = s.blocks.length(block), first_row = first_panel * kPairRows;
-  const int64_t rows = std::min(tiles * kPairRows, s.rows - first_row), panel = s.hidden * kPairTile;
-  pack_rows(kernels_, w.dout, b.dout.row(first_row), b.dout.stride, rows, s.hidden_parts);
+  const int64_t panel = s.hidden * kPairTile;
+  const PartRows source{kernels_, b.x, b.call->norm};
+  for (int64_t t = 0; t < tiles; ++t) {
+    pack_rows(kernels_, w.dout, b.dout.rows_from(first_row + t * kPairRows, s.rows_there(first_panel + t)), s.hidden_parts, t, tiles);
+  }
   kernels_.begin_pairs();
   for (int64_t part = 0; part < s.inner_parts.count; ++part) {
     const int64_t first = s.inner_parts.first(part), length = s.inner_parts.length(part), step = length * kPairTile;
     for (int64_t inner = first; inner < first + length; ++inner) {
-      multiply_tiles(kernels_, w.dactivated, w.dout, b.down + inner * panel, s.hidden_parts, tiles, [&](int64_t t) {
+      const auto saved = [&](int64_t t) { return b.saved->both(first_panel + t, inner); };
+      multiply_tiles(kernels_, w.dactivated, w.dout, b.down + inner * panel, s.hidden_parts, tiles, saved, [&](int64_t t) {
         const int64_t row_panel = first_panel + t, row_part = row_panel / s.row_parts.size, part_blocks = s.row_parts.length(row_part);
-        const int64_t saved = (row_panel * s.inner + inner) * kPairTile, left = t * step + (inner - first) * 512;
+        const int64_t left = t * step + (inner - first) * 512;
         const int64_t right = (s.row_parts.first(row_part) * s.inner + inner * part_blocks) * kPairTile + (row_panel - s.row_parts.first(row_part)) * 512;
-        kernels_.gate_tile_backward({.dactivated = w.dactivated + t * kPairTile, .gate = b.saved->gate + saved, .up = b.saved->up + saved,
+        kernels_.gate_tile_backward({.dactivated = w.dactivated + t * kPairTile, .gate = b.saved->gate(row_panel, inner), .up = b.saved->up(row_panel, inner),
                                      .dgate = w.dwide + left, .dup = w.dwide + tiles * step + left, .half_step = length * 512,
                                      .activated_pairs = b.activated + right, .dgate_pairs = b.dgate + right, .dup_pairs = b.dup + right,
                                      .pairs_half_step = part_blocks * 512, .gelu = b.gelu});
@@ -339,43 +347,22 @@ void GatedPairs::backward_rows(const Backward& b, int64_t block, int worker) con
     }
     const uint16_t* wide = b.wide + 2 * first * panel;
     const bool last = part + 1 == s.inner_parts.count;
-    const RowSums gate{w.sums, w.dwide, wide, 2 * step, length, tiles, part == 0, false}, up{w.sums, w.dwide + tiles * step, wide + step, 2 * step, length, tiles, false, last};
+    const RowSums gate{w.sums, w.dwide, wide, 2 * step, length, tiles, s.rows, part == 0, false};
+    const RowSums up{w.sums, w.dwide + tiles * step, wide + step, 2 * step, length, tiles, s.rows, false, last};
+    const MatrixView<float> dx = source.normed() ? MatrixView<float>{} : b.dx;
     for (int64_t col = 0; col < s.hidden; ++col) {
-      add_rows(gate, b.dx, first_row, col);
-      add_rows(up, b.dx, first_row, col);
+      add_rows(gate, dx, first_row, col);
+      add_rows(up, dx, first_row, col);
     }
   }
   kernels_.end_pairs();
-}
-
-void GatedPairs::weight_gradient(const Backward& b, const WeightTask& task, int worker) const {
-  const Sizes& s = b.s;
-  float* sums = b.workers[index_of(worker)].gradient;
-  kernels_.begin_pairs();
-  for (int64_t part = 0; part < s.row_parts.count; ++part) {
-    const int64_t first = s.row_parts.first(part), length = s.row_parts.length(part), step = length * kPairTile;
-    PairTile product{.c_ld = kGemmPanel, .rows = kPairRows, .cols = kGemmPanel, .blocks = length, .from_ld = kGemmPanel};
-    product.c = sums;
-    for (int64_t col = 0; col < task.cols; ++col) {
-      product.b = task.right + first * s.inner * kPairTile + (task.first_col + col) * step;
-      product.a = task.left + first * s.hidden * kPairTile + task.first_row * step;
-      for (int64_t row = 0; row < task.rows; ++row, product.a += step, product.c += kPairTile) {
-        product.from = part > 0 ? product.c : nullptr;
-        kernels_.pair_tile(product);
-      }
-    }
-  }
-  kernels_.end_pairs();
-  for (int64_t col = 0; col < task.cols; ++col) {
-    for (int64_t row = 0; row < task.rows; ++row, sums += kPairTile) {
-      const int64_t hidden = (task.first_row + row) * kGemmPanel, inner = (task.first_col + col) * kGemmPanel;
-      const int64_t there = s.inner_there(task.first_col + col, 1);
-      float* to = task.transposed ? task.gradient.row(inner) + hidden : task.gradient.row(hidden) + inner;
-      if (there == kGemmPanel) {
-        kernels_.add_tile(to, task.gradient.stride, sums, task.transposed);
-      } else {
-        add_part(to, task.gradient.stride, sums, there, task.transposed);
-      }
+  if (!source.normed()) return;
+  float* dnorm = b.dnorm + block * s.hidden * kGemmPanel;
+  std::fill_n(dnorm, s.hidden * kGemmPanel, 0.0f);
+  for (int64_t t = 0; t < tiles; ++t) {
+    for (int64_t row = 0; row < s.rows_there(first_panel + t); ++row) {
+      for (int64_t col = 0; col < s.hidden; ++col) std::copy_n(w.sums + (col * tiles + t) * kPairTile + row * kGemmPanel, kGemmPanel, w.normed + col * kGemmPanel);
+      source.give(b.dx, dnorm, w.normed, first_row + t * kPairRows + row);
     }
   }
 }

@@ -20,7 +20,7 @@ class GatedPairs {
   bool takes(const GatedShape& shape) const {
     return kernels_.gate_tile != nullptr && !shape.bias && shape.hidden % kGemmPanel == 0;
   }
-  GatedMemory memory(const GatedShape& shape, int64_t rows) const;
+  FusedMemory memory(const GatedShape& shape, int64_t rows) const;
   void forward(MatrixView<float> out, MatrixView<const float> x, const GatedCall<float>& call);
   void backward(MatrixView<float> dx, const GatedGradients<float>& gradients, MatrixView<const float> dout,
                 MatrixView<const float> x, const GatedCall<float>& call);
@@ -30,13 +30,11 @@ class GatedPairs {
   struct Saved;
   struct Forward;
   struct Backward;
-  struct WeightTask;
   struct RowSums;
   void forward_rows(const Forward& f, int64_t block, int worker) const;
   void backward_rows(const Backward& b, int64_t block, int worker) const;
   void add_rows(const RowSums& sums, const MatrixView<float>& out, int64_t first_row, int64_t col) const;
   void pack_backward(const Backward& b) const;
-  void weight_gradient(const Backward& b, const WeightTask& task, int worker) const;
 
   const TrainingKernels& kernels_;
   ThreadPool& pool_;

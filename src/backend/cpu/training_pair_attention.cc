@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "backend/cpu/pair_attention_blocks.h"
 #include "backend/cpu/scratch.h"
 #include "tensor/carver.h"
 
@@ -11,51 +12,15 @@ namespace quipu::cpu {
 namespace {
 
 constexpr int64_t kBlock = kPairKeys;
-static_assert(kBlock == 2 * kPairQueries && kPairQueries == kPairRows && kPairRows == kGemmPanel);
 
 size_t index_of(int64_t i) { return static_cast<size_t>(i); }
-// Whole panels of 32: what packed factors are filled up to.
-int64_t panels_of(int64_t cols) { return (cols + kGemmPanel - 1) / kGemmPanel; }
 int64_t padded(int64_t cols) { return panels_of(cols) * kGemmPanel; }
-
-// Which keys of the block that begins at `first_key` each query of `panels` panels sees; queries beyond the end see none.
-void visible_lanes(int32_t* first, int32_t* last, std::span<const KeyRange> visible, int64_t first_key, int64_t panels) {
-  for (size_t i = 0; i < index_of(panels * kPairQueries); ++i) {
-    const bool there = i < visible.size();
-    first[i] = there ? static_cast<int32_t>(std::clamp<int64_t>(visible[i].begin - first_key, 0, kBlock)) : 0;
-    last[i] = there ? static_cast<int32_t>(std::clamp<int64_t>(visible[i].end - first_key, 0, kBlock)) : 0;
-  }
-}
-
-// A head's rows as lines.
-PairSource rows_of(const float* from, int64_t ld, int64_t rows, int64_t dim) {
-  return {.from = from, .ld = ld, .lines = rows, .depth = dim, .blocks = panels_of(dim), .panel_step = kGemmPanel * padded(dim)};
-}
-// Its components as lines, over a block of rows of which there are `rows`.
-PairSource components_of(const float* from, int64_t ld, int64_t rows, int64_t dim) {
-  return {.from = from, .ld = ld, .lines = dim, .depth = rows, .blocks = kBlock / 32, .panel_step = kGemmPanel * kBlock, .across = true};
-}
 
 float capped(float score, double softcap) {
   return softcap > 0 ? static_cast<float>(softcap) * std::tanh(score / static_cast<float>(softcap)) : score;
 }
 
 }  // namespace
-
-// c [32 * row_panels, 32 * col_panels] (+)= left right, both packed to whole panels of `depth`, a multiple of 32.
-void PairAttention::multiply(float* c, int64_t c_ld, const uint16_t* left, const uint16_t* right, int64_t row_panels,
-                             int64_t col_panels, int64_t depth, bool add) const {
-  PairTile tile{.c_ld = c_ld, .rows = static_cast<int>(kPairRows), .cols = static_cast<int>(kGemmPanel), .blocks = depth / 32, .from_ld = c_ld};
-  for (int64_t row = 0; row < row_panels; ++row) {
-    tile.a = left + row * kPairRows * depth;
-    for (int64_t col = 0; col < col_panels; ++col) {
-      tile.b = right + col * kGemmPanel * depth;
-      tile.c = c + row * kPairRows * c_ld + col * kGemmPanel;
-      tile.from = add ? tile.c : nullptr;
-      kernels_.pair_tile(tile);
-    }
-  }
-}
 
 struct PairAttention::Forward {
   MatrixView<float> out, log_sum_exp;
@@ -136,7 +101,6 @@ void PairAttention::forward_block(const Forward& call, const QueryTask& task, in
   kernels_.pack_right_pairs(w.queries, rows_of(in.q.row(first_row) + head * p.key_dim, in.q.stride, task.rows, p.key_dim));
 
   alignas(64) float maximum[kPairQueries], total[kPairQueries], rescale[kPairQueries];
-  alignas(64) int32_t first[kPairQueries], last[kPairQueries];
   std::fill_n(maximum, kPairQueries, -std::numeric_limits<float>::infinity());
   std::fill_n(total, kPairQueries, 0.0f);
   std::fill_n(w.sums, call.value_dim * kPairQueries, 0.0f);
@@ -148,20 +112,13 @@ void PairAttention::forward_block(const Forward& call, const QueryTask& task, in
     for (int64_t c = 0; c < p.value_dim; ++c) w.sums[c * kPairQueries + i] = self_v[c];
   }
 
-  const auto visible = p.visible.subspan(index_of(first_row), index_of(task.rows));
-  const int64_t first_block = visible.front().begin / kBlock, last_block = (visible.back().end + kBlock - 1) / kBlock;
-  const int64_t slice_block = slice_blocks_[index_of(task.slice - p.slices.data())];
+  const int64_t slice_block = slice_blocks_[index_of(task.slice - p.slices.data())], step = p.kv_heads * call.block_elements();
+  const uint16_t* keys = keys_.as<uint16_t>() + (slice_block * p.kv_heads + kv_head) * call.block_elements();
   kernels_.begin_pairs();
-  for (int64_t block = first_block; block < last_block; ++block) {
-    const uint16_t* keys = keys_.as<uint16_t>() + ((slice_block + block) * p.kv_heads + kv_head) * call.block_elements();
-    visible_lanes(first, last, visible, block * kBlock, 1);
-    multiply(w.scores, kPairQueries, keys, w.queries, 2, 1, call.key_dim, false);
-    const bool moved = kernels_.score_columns({.scores = w.scores, .first = first, .last = last, .maximum = maximum, .total = total,
-                                               .rescale = rescale, .probabilities = w.probabilities,
-                                               .scale = static_cast<float>(p.scale), .softcap = static_cast<float>(p.softcap)});
-    if (moved) kernels_.scale_columns(w.sums, rescale, call.value_dim);
-    multiply(w.sums, kPairQueries, keys + call.key_elements(), w.probabilities, call.value_dim / kPairRows, 1, kBlock, true);
-  }
+  attend(kernels_, {.keys = keys, .values = keys + call.key_elements(), .key_step = step, .value_step = step, .queries = w.queries,
+                    .key_dim = call.key_dim, .value_dim = call.value_dim, .visible = p.visible.subspan(index_of(first_row), index_of(task.rows)),
+                    .scale = static_cast<float>(p.scale), .softcap = static_cast<float>(p.softcap), .maximum = maximum, .total = total,
+                    .sums = w.sums, .scores = w.scores, .probabilities = w.probabilities});
   kernels_.end_pairs();
   for (int64_t i = 0; i < task.rows; ++i) {
     call.log_sum_exp(first_row + i, head) = total[i] == 0.0f ? maximum[i] : maximum[i] + std::log(total[i]);
@@ -190,9 +147,9 @@ struct PairAttention::Backward {
       keys = carver.take<uint16_t>(kBlock * call.key_dim);
       values = carver.take<uint16_t>(kBlock * call.value_dim);
       key_columns = carver.take<uint16_t>(kBlock * call.key_dim);
-      probabilities = carver.take<uint16_t>(kBlock * kBlock);
-      dscore_rows = carver.take<uint16_t>(kBlock * kBlock);
-      dscore_columns = carver.take<uint16_t>(kBlock * kBlock);
+      probabilities = carver.take<uint16_t>(kBlock * kQueryBlocks * kBlock);
+      dscore_rows = carver.take<uint16_t>(kBlock * kQueryBlocks * kBlock);
+      dscore_columns = carver.take<uint16_t>(kBlock * kQueryBlocks * kBlock);
       scores = carver.take<float>(kBlock * kPairQueries);
       dscores = carver.take<float>(kBlock * kPairQueries);
       dq = carver.take<float>(call.longest * call.key_dim);
@@ -340,38 +297,12 @@ void PairAttention::backward_keys(const Head& h, int64_t key, int64_t first_quer
   kernels_.pack_left_pairs(w.keys, rows_of(k, in.k.stride, keys, p.key_dim));
   kernels_.pack_left_pairs(w.values, rows_of(v, in.v.stride, keys, p.value_dim));
   kernels_.pack_left_pairs(w.key_columns, components_of(k, in.k.stride, keys, p.key_dim));
-  alignas(64) int32_t first_lane[kBlock], last_lane[kBlock];
-  bool seen = false;
-  for (int64_t first = first_query; first < h.slice.queries; first += kBlock) {
-    const int64_t rows = std::min(kBlock, h.slice.queries - first);
-    const auto visible = h.visible().subspan(index_of(first), index_of(rows));
-    if (visible.front().begin >= key + keys) break;   // this window and all later ones lie behind
-    visible_lanes(first_lane, last_lane, visible, key, 2);
-    const int64_t query_panels = panels_of(rows), key_panels = panels_of(keys);
-    for (int64_t panel = 0; panel < 2; ++panel) {
-      const int64_t query = first + panel * kPairQueries;
-      if (panel < query_panels) {   // else scores are anything, and nobody sees them
-        multiply(w.scores, kPairQueries, w.keys, w.q_columns + query * key_dim, key_panels, 1, key_dim, false);
-        multiply(w.dscores, kPairQueries, w.values, w.dout_columns + query * value_dim, key_panels, 1, value_dim, false);
-      }
-      kernels_.score_columns_backward({.scores = w.scores, .dscores = w.dscores, .first = first_lane + panel * kPairQueries,
-                                       .last = last_lane + panel * kPairQueries, .log_sum_exp = w.lse + query, .delta = w.delta + query,
-                                       .probabilities = w.probabilities + panel * 512, .gradients = w.dscore_rows + panel * 512, .half_step = 1024,
-                                       .gradient_columns = w.dscore_columns + panel * (kBlock * kPairQueries),
-                                       .scale = static_cast<float>(p.scale), .softcap = static_cast<float>(p.softcap)});
-    }
-    multiply(w.dvalues, value_dim, w.probabilities, w.dout_rows + first * value_dim, key_panels, value_dim / kGemmPanel, kBlock, seen);
-    multiply(w.dkeys, key_dim, w.dscore_rows, w.q_rows + first * key_dim, key_panels, key_dim / kGemmPanel, kBlock, seen);
-    for (int64_t panel = 0; panel < query_panels; ++panel) {
-      multiply(w.dq + (first + panel * kPairQueries) * key_dim, kPairQueries, w.key_columns, w.dscore_columns + panel * (kBlock * kPairQueries),
-               key_dim / kPairRows, 1, kBlock, true);
-    }
-    seen = true;
-  }
-  if (!seen) {
-    std::fill_n(w.dkeys, kBlock * key_dim, 0.0f);
-    std::fill_n(w.dvalues, kBlock * value_dim, 0.0f);
-  }
+  attend_backward(kernels_, {.key = key, .keys = keys, .first_query = first_query, .visible = h.visible(), .key_rows = w.keys, .value_rows = w.values,
+                             .key_columns = w.key_columns, .q_columns = w.q_columns, .q_rows = w.q_rows, .dout_columns = w.dout_columns,
+                             .dout_rows = w.dout_rows, .key_dim = key_dim, .value_dim = value_dim, .log_sum_exp = w.lse, .delta = w.delta,
+                             .scale = static_cast<float>(p.scale), .softcap = static_cast<float>(p.softcap), .dq = w.dq, .dkeys = w.dkeys,
+                             .dvalues = w.dvalues, .scores = w.scores, .dscores = w.dscores, .probabilities = w.probabilities,
+                             .dscore_rows = w.dscore_rows, .dscore_columns = w.dscore_columns});
   const auto give = [&](float* to, const float* sum, int64_t dim) {
     if (h.first_of_group()) {
       std::copy_n(sum, dim, to);

@@ -36,8 +36,6 @@ class PairAttention {
   void backward_head(const Backward& call, const AttentionSlice& slice, int64_t kv_head, int worker);
   void prepare_queries(const Head& head);
   void backward_keys(const Head& head, int64_t key, int64_t first_query);
-  void multiply(float* c, int64_t c_ld, const uint16_t* left, const uint16_t* right, int64_t row_panels, int64_t col_panels,
-                int64_t depth, bool add) const;
 
   const TrainingKernels& kernels_;
   ThreadPool& pool_;

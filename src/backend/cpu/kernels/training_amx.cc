@@ -94,8 +94,8 @@ QUIPU_KERNEL void pack_row_pairs(uint16_t* out, const float* p, int64_t ld, int6
 // Components `across` lines lie in rows of their own: all lines of 32 such rows are packed before the next 32 are touched.
 template <bool kLeft>
 void pack_pairs(uint16_t* out, const PairSource& s) {
-  const int64_t halves = (s.lines + kPairRows - 1) / kPairRows * 2, depth = 32 * s.blocks;
-  const auto to = [&](int64_t half, int64_t k) { return out + half / 2 * s.panel_step + half % 2 * 16 * depth + 16 * k; };
+  const int64_t halves = (s.lines + kPairRows - 1) / kPairRows * 2, depth = 32 * s.blocks, half_step = s.half_step == 0 ? 16 * depth : s.half_step;
+  const auto to = [&](int64_t half, int64_t k) { return out + half / 2 * s.panel_step + half % 2 * half_step + 16 * k; };
   if (s.across) {
     for (int64_t k = 0; k < depth; k += 32) {
       for (int64_t half = 0; half < halves; ++half) {
@@ -148,27 +148,35 @@ void pair_tile(const PairTile& tile) {
     tile_zero<2>();
     tile_zero<3>();
   }
-  const uint16_t *a = tile.a, *b = tile.b;
-  const int64_t half = tile.blocks * 512;
+  const int64_t b_half = tile.blocks * 512, a_half = tile.a_half == 0 ? b_half : tile.a_half;
   // In a product's long blocks there is time to ask for memory; short ones work in the cache.
   const int64_t soon_step = tile.soon_bytes == 0 ? 0 : (tile.soon_bytes / tile.blocks + 63) / 64 * 64;
   const char *soon = static_cast<const char*>(tile.soon), *soon_end = soon + tile.soon_bytes;
   const int64_t next_rows = tile.next_c == nullptr ? 0 : (kPairRows + tile.blocks - 1) / tile.blocks;
   float *next = tile.next_c, *next_end = next + (next_rows > 0 ? kPairRows * tile.c_ld : 0);
-  for (int64_t block = 0; block < tile.blocks; ++block, a += 512, b += 512) {
-    for (const char* end = soon + soon_step; soon < end && soon < soon_end; soon += 64) prefetch_far(soon);
-    for (float* end = next + next_rows * tile.c_ld; next < end && next < next_end; next += tile.c_ld) {
-      prefetch_to_write(next);
-      prefetch_to_write(next + 16);
+  const int64_t from_rows = tile.next_from == nullptr ? 0 : (kPairRows + tile.blocks - 1) / tile.blocks;
+  const float *next_from = tile.next_from, *from_end = next_from + (from_rows > 0 ? kPairRows * tile.from_ld : 0);
+  for (int64_t stretch = 0; stretch < tile.stretches; ++stretch) {
+    const uint16_t *a = tile.a + stretch * tile.a_stretch, *b = tile.b + stretch * tile.b_stretch;
+    for (int64_t block = 0; block < tile.blocks; ++block, a += 512, b += 512) {
+      for (const char* end = soon + soon_step; soon < end && soon < soon_end; soon += 64) prefetch_far(soon);
+      for (float* end = next + next_rows * tile.c_ld; next < end && next < next_end; next += tile.c_ld) {
+        prefetch_to_write(next);
+        prefetch_to_write(next + 16);
+      }
+      for (const float* end = next_from + from_rows * tile.from_ld; next_from < end && next_from < from_end; next_from += tile.from_ld) {
+        prefetch_far(next_from);
+        prefetch_far(next_from + 16);
+      }
+      tile_load<6>(b, 64);
+      tile_load<4>(a, 64);
+      tile_dot_bf16<0, 4, 6>();
+      tile_load<7>(b + b_half, 64);
+      tile_dot_bf16<1, 4, 7>();
+      tile_load<5>(a + a_half, 64);
+      tile_dot_bf16<2, 5, 6>();
+      tile_dot_bf16<3, 5, 7>();
     }
-    tile_load<6>(b, 64);
-    tile_load<4>(a, 64);
-    tile_dot_bf16<0, 4, 6>();
-    tile_load<7>(b + half, 64);
-    tile_dot_bf16<1, 4, 7>();
-    tile_load<5>(a + half, 64);
-    tile_dot_bf16<2, 5, 6>();
-    tile_dot_bf16<3, 5, 7>();
   }
   if (whole && tile.bias == nullptr) {
     tile_store<0>(c, c_bytes);
@@ -304,6 +312,13 @@ QUIPU_KERNEL void add_tile(float* to, int64_t ld, const float* sums, bool transp
         f_store(p, f_add(f_load(p), _mm512_castsi512_ps(w[i])));
       });
     }
+  }
+}
+
+QUIPU_KERNEL void add_row_products(float* sums, const float* x, int64_t ld, const uint16_t* block, int64_t half_step) {
+  for (int row = 0; row < kPairRows; ++row) {
+    const __m512i y = _mm512_loadu_si512(block + row / 16 * half_step + row % 16 * 32);
+    sums[row] += _mm512_reduce_add_ps(f_fma(f_load(x + row * ld), low_half(y), f_mul(f_load(x + row * ld + 16), high_half(y))));
   }
 }
 
@@ -483,6 +498,7 @@ const TrainingKernels& amx_training_kernels() {
     t.gate_tile = gate_tile;
     t.gate_tile_backward = gate_tile_backward;
     t.add_tile = add_tile;
+    t.add_row_products = add_row_products;
     t.score_columns = score_columns;
     t.score_columns_backward = score_columns_backward;
     t.scale_columns = scale_columns;

@@ -309,6 +309,7 @@ constexpr TrainingKernels make_training_table(const char* name) {
           .gate_tile = nullptr,
           .gate_tile_backward = nullptr,
           .add_tile = nullptr,
+          .add_row_products = nullptr,
           .score_columns = nullptr,
           .score_columns_backward = nullptr,
           .scale_columns = nullptr,

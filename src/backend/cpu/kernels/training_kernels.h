@@ -44,6 +44,9 @@ struct PairTile {
   const uint16_t* a = nullptr;     // [2][blocks][16 rows][32]
   const uint16_t* b = nullptr;     // [2][blocks][16 pairs][16 columns][2]
   int64_t blocks = 0;              // of 32 components
+  // A depth in several stretches of `blocks`: how far apart they lie in both factors, and the halves of a's panel; 0: blocks * 512.
+  int64_t stretches = 1;
+  int64_t a_stretch = 0, b_stretch = 0, a_half = 0;
   // What is added to the product, rows from_ld apart; null: nothing. c, or a tile of its own where a depth is gone through in
   // parts: rows of c that are a power of two apart share few sets of the first-level cache.
   const float* from = nullptr;
@@ -53,6 +56,7 @@ struct PairTile {
   const void* soon = nullptr;
   int64_t soon_bytes = 0;
   float* next_c = nullptr;         // whole tiles, c_ld apart; or null
+  const float* next_from = nullptr;   // the same, from_ld apart
 };
 // What is packed into panels of one of its factors: lines (rows of the left, columns of the right one) of `depth` components,
 // 32 lines a panel, zeros beyond both.
@@ -62,6 +66,7 @@ struct PairSource {
   int64_t lines = 0, depth = 0;
   int64_t blocks = 0;              // of 32 components, at least depth / 32
   int64_t panel_step = 0;          // elements from one panel to the next
+  int64_t half_step = 0;           // between a panel's halves; 0: blocks * 512, else these are some of a deeper panel's blocks
   bool across = false;             // component k of line i at from[k * ld + i], else at from[i * ld + k]
 };
 inline constexpr int64_t kPairRows = 32;
@@ -229,6 +234,8 @@ struct TrainingKernels {
   void (*gate_tile_backward)(const GateTileBackward& tile);
   // to[r * ld + c] += sums[r * 32 + c], or to[c * ld + r] where `transposed`, for 32 rows and columns.
   void (*add_tile)(float* to, int64_t ld, const float* sums, bool transposed);
+  // sums[r] += the product of 32 components at x + r * ld and row r of a block of a left factor, for 32 rows.
+  void (*add_row_products)(float* sums, const float* x, int64_t ld, const uint16_t* block, int64_t half_step);
   // Attention over pairs. score_columns says whether any rescale is not 1.
   bool (*score_columns)(const ScoreColumns& block);
   void (*score_columns_backward)(const ScoreColumnsBackward& block);
