@@ -73,7 +73,7 @@ constexpr PasskeyRecipe kRecipes[] = {
     {.name = "prose-gated", .summary = "the same with a hard write gate (ours)", .model = S1("480"),
      .attention = S1_INFINI ", rule = \"delta_true\", feature = \"silu_l2\", write_gate = \"hard\"",
      .task = CURRICULUM "haystack = \"prose\"\n", .train = LENGTHS "write_penalty = 0.3\nwrite_penalty_start = 0.5\n" S1_TRAIN,
-     .deviation = "0.088", .kind = {.prose = true}, .repeats = false, .samples = 20},
+     .deviation = "0.088", .kind = {.prose = true}, .repeats = false, .samples = 10},
     {.name = "identifier", .summary = "0.8M parameters, delta_true, no aid; needle of 16 hexadecimal digits", .model = S1("310"),
      .attention = S1_INFINI ", rule = \"delta_true\", feature = \"silu_l2\"",
      .task = "start_length = 112\ncurriculum = 0.6\nneedle = \"identifier\"\ndigits = 16\n", .train = LENGTHS S1_TRAIN,

@@ -494,7 +494,7 @@ std::string picture(const std::vector<PasskeyRun>& runs) {
     p.rows.push_back(std::move(out));
   }
   for (const PasskeyRun& run : runs) p.rows.push_back(picture_row(run));
-  p.note = "50 texts a cell (prose-gated: 20; prose, identifier: 10), " + number(kLongestSamples) + " at " + length_text(kLongest) +
+  p.note = "50 texts a cell (prose, prose-gated, identifier: 10), " + number(kLongestSamples) + " at " + length_text(kLongest) +
            ". Empty: not read, as two shorter texts were guessed at already. Guessing: 10 % (identifier: 6 %).\nOurs count tokens of a vocabulary of words, "
            "the paper's those of a vocabulary of 32K pieces.";
   return passkey_picture_svg(p);
