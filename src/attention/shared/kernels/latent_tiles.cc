@@ -33,7 +33,6 @@ namespace {
 constexpr int64_t kTileHalves = 16 * 32;
 constexpr int64_t kPairHalves = 2 * kTileHalves; // two tiles: 32 keys and a stripe of 32 columns
 constexpr int64_t kSteps = kTileSegmentRows / kBlock;
-constexpr int64_t kLead = 2;                     // steps that rows are interleaved ahead of their product
 
 int64_t groups_of(int64_t queries) { return (queries + kTileQueries - 1) / kTileQueries; }
 
