@@ -731,7 +731,6 @@ def write_golden(path, header, data):
     return path.name
 
 
-@unittest.skipUnless(GOLDEN.is_dir(), f"no golden files at {GOLDEN}")
 class Init(Case):
     GROUPED = {"room": "grouped_query", "heads": 4, "kv_heads": 2, "head_dim": 16, "rope_theta": 10000.0}
     LATENT = {"room": "latent", "heads": 4, "latent_rank": 32, "query_rank": 24, "nope_dim": 16, "rope_dim": 8, "value_dim": 12,
@@ -911,6 +910,7 @@ class Init(Case):
         self.assertIn("self_attn.k_proj.weight is [32, 64], expected [16, 64] (kv_heads 1 * head_dim 16)", self.refused(3, "bench", self.out()))
 
 
+@unittest.skipUnless(GOLDEN.is_dir(), f"no golden files at {GOLDEN}")
 class VerifyRoom(Case):
     def altered(self, name, change):
         header, data = read_golden(name)
