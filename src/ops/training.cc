@@ -54,6 +54,19 @@ void check_norm(const char* op, const ResidualNorm<Real>& norm, const MatrixView
       << "[" << op << "] norm weight " << norm.weight.size() << ", dweight " << norm.dweight.size() << ", saved " << norm.inverse_rms.size() << ", x " << shape_of(x);
 }
 
+// A gradient of a weight's shape, or none wanted.
+template <class Real>
+bool fits(const MatrixView<Real>& gradient, const MatrixView<const Real>& weight) {
+  return gradient.data == nullptr || same_shape(gradient, weight);
+}
+
+// What the backward of any part in one piece asks of its rows.
+template <class Real>
+void check_part_backward(const char* name, const ResidualNorm<Real>& norm, MatrixView<Real> dx, MatrixView<const Real> dout, MatrixView<const Real> x) {
+  CHECK(norm.weight.empty() || (dx.data == dout.data && dx.stride == dout.stride)) << "[" << name << " backward] dx is not dout";
+  CHECK(same_shape(dx, x) && same_shape(dout, x)) << "[" << name << " backward] dx " << shape_of(dx) << ", dout " << shape_of(dout) << ", x " << shape_of(x);
+}
+
 template <class Real>
 void check_gated(const TrainingOps<Real>& ops, const GatedCall<Real>& call, const MatrixView<const Real>& x) {
   const GatedShape shape{.hidden = x.cols, .inner = call.gate.rows};
@@ -240,11 +253,7 @@ template <class Real>
 void TrainingOps<Real>::gated_backward(MatrixView<Real> dx, const GatedGradients<Real>& gradients, MatrixView<const Real> dout,
                                        MatrixView<const Real> x, const GatedCall<Real>& call) {
   check_gated(*this, call, x);
-  CHECK(call.norm.weight.empty() || (dx.data == dout.data && dx.stride == dout.stride)) << "[gated backward] dx is not dout";
-  CHECK(same_shape(dx, x) && same_shape(dout, x)) << "[gated backward] dx " << shape_of(dx) << ", dout " << shape_of(dout) << ", x " << shape_of(x);
-  const auto fits = [](const MatrixView<Real>& gradient, const MatrixView<const Real>& weight) {
-    return gradient.data == nullptr || same_shape(gradient, weight);
-  };
+  check_part_backward("gated", call.norm, dx, dout, x);
   CHECK(fits(gradients.gate, call.gate) && fits(gradients.up, call.up) && fits(gradients.down, call.down))
       << "[gated backward] gradients " << shape_of(gradients.gate) << ", " << shape_of(gradients.up) << ", " << shape_of(gradients.down);
   if (x.rows > 0) do_gated_backward(dx, gradients, dout, x, call);
@@ -299,11 +308,7 @@ template <class Real>
 void TrainingOps<Real>::self_attention_backward(MatrixView<Real> dx, const SelfAttentionGradients<Real>& gradients, MatrixView<const Real> dout,
                                                 MatrixView<const Real> x, const SelfAttentionCall<Real>& call) {
   check_self_attention(*this, call, x);
-  CHECK(call.norm.weight.empty() || (dx.data == dout.data && dx.stride == dout.stride)) << "[self_attention backward] dx is not dout";
-  CHECK(same_shape(dx, x) && same_shape(dout, x)) << "[self_attention backward] dx " << shape_of(dx) << ", dout " << shape_of(dout) << ", x " << shape_of(x);
-  const auto fits = [](const MatrixView<Real>& gradient, const MatrixView<const Real>& weight) {
-    return gradient.data == nullptr || same_shape(gradient, weight);
-  };
+  check_part_backward("self_attention", call.norm, dx, dout, x);
   CHECK(fits(gradients.query, call.query) && fits(gradients.key, call.key) && fits(gradients.value, call.value) && fits(gradients.output, call.output))
       << "[self_attention backward] gradients " << shape_of(gradients.query) << ", " << shape_of(gradients.key) << ", " << shape_of(gradients.value)
       << ", " << shape_of(gradients.output);

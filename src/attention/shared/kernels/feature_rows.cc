@@ -47,19 +47,28 @@ QUIPU_BODY Lanes exp_lanes(Lanes x) {
   return p * scale;
 }
 
-QUIPU_BODY Lanes elu1_lanes(Lanes x) { return x > 0.0f ? x + 1.0f : exp_lanes(x > 0.0f ? Lanes{} : x); }
-QUIPU_BODY Lanes elu1_slope(Lanes x) { return x > 0.0f ? Lanes{} + 1.0f : exp_lanes(x > 0.0f ? Lanes{} : x); }
-
 // 1 / (1 + exp(-x)): the exponent is never above zero.
 QUIPU_BODY Lanes sigmoid_lanes(Lanes x) {
   const Lanes e = exp_lanes(x > 0.0f ? -x : x);
   return (x > 0.0f ? Lanes{} + 1.0f : e) / (1.0f + e);
 }
-QUIPU_BODY Lanes silu_lanes(Lanes x) { return x * sigmoid_lanes(x); }
-QUIPU_BODY Lanes silu_slope(Lanes x) {
-  const Lanes gate = sigmoid_lanes(x);
-  return gate * (1.0f + x * (1.0f - gate));
-}
+
+// What is done to every number: the maps, and what they are derived to.
+struct Elu1 {
+  QUIPU_BODY Lanes operator()(Lanes x) const { return x > 0.0f ? x + 1.0f : exp_lanes(x > 0.0f ? Lanes{} : x); }
+};
+struct Elu1Slope {
+  QUIPU_BODY Lanes operator()(Lanes x) const { return x > 0.0f ? Lanes{} + 1.0f : exp_lanes(x > 0.0f ? Lanes{} : x); }
+};
+struct Silu {
+  QUIPU_BODY Lanes operator()(Lanes x) const { return x * sigmoid_lanes(x); }
+};
+struct SiluSlope {
+  QUIPU_BODY Lanes operator()(Lanes x) const {
+    const Lanes gate = sigmoid_lanes(x);
+    return gate * (1.0f + x * (1.0f - gate));
+  }
+};
 
 template <class Map>
 QUIPU_BODY void map_rows(float* out, const float* x, int64_t count, const Map& map) {
@@ -118,18 +127,6 @@ struct Functions {
     TARGET static float dot(const float* a, const float* b, int64_t count) { return dot_body(a, b, count); }                   \
     static constexpr Functions functions() { return {elu1, elu1_backward, silu, silu_backward, dot}; }                         \
   };
-struct Elu1 {
-  QUIPU_BODY Lanes operator()(Lanes x) const { return elu1_lanes(x); }
-};
-struct Elu1Slope {
-  QUIPU_BODY Lanes operator()(Lanes x) const { return elu1_slope(x); }
-};
-struct Silu {
-  QUIPU_BODY Lanes operator()(Lanes x) const { return silu_lanes(x); }
-};
-struct SiluSlope {
-  QUIPU_BODY Lanes operator()(Lanes x) const { return silu_slope(x); }
-};
 QUIPU_FUNCTIONS(Portable, )
 #if defined(__x86_64__)
 QUIPU_FUNCTIONS(Avx2, QUIPU_FOR_AVX2)
