@@ -81,7 +81,7 @@ Rule rule_for(const ModelTensor& tensor, const ModelConfig& config) {
   if (role.ends_with("_norm")) return {Rule::Kind::kConstant, 1.0 - config.norm_weight_offset};
   if (tensor.shape.size() < 2) return {Rule::Kind::kConstant, 0.0};
   if (role == "token_embedding" || role == "logits" || role.ends_with("router")) return {Rule::Kind::kNormal, 0.02};
-  if (role == "output" || role.ends_with("down") && role.find("_down") == std::string_view::npos) {
+  if (role == "output" || (role.ends_with("down") && role.find("_down") == std::string_view::npos)) {
     return {Rule::Kind::kNormal, by_columns / std::sqrt(2.0 * static_cast<double>(config.layers.size()))};
   }
   return {Rule::Kind::kNormal, by_columns};
@@ -321,8 +321,9 @@ Result<InitReport> init_model(const std::string& config_path, const std::string&
     return bad_input(printable(tokenizer, 400) + ": holds no tokenizer.json");
   }
   ASSIGN_OR_RETURN(std::vector<ModelTensor> tensors, model_tensors(config, folder_names(config)));
-  InitReport report{
-      .folder = target, .architecture = config.architecture};
+  InitReport report;
+  report.folder = target;
+  report.architecture = config.architecture;
   report.tensors = static_cast<int64_t>(tensors.size());
   for (const ModelTensor& tensor : tensors) report.parameters += element_count(tensor.shape);
   WeightFiles weights(config, options, std::move(tensors));

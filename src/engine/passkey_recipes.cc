@@ -48,12 +48,13 @@ sequences = 64
 #define CURRICULUM FROM_72 "curriculum = 0.6\n"
 #define AIDED "repeat_max = 30000\nrepeat_start = 0.6\nrepeat_full = 0.85\n"
 #define REPEATS CURRICULUM AIDED
+#define LINEAR_TASK FROM_72 "curriculum = 0.4\nrepeat_max = 30000\nrepeat_start = 0.45\nrepeat_full = 0.8\n"
 #define LENGTHS "steps = 1200\nsequence = 512\n"
 #define PENALTY LENGTHS "write_penalty = 0.3\nwrite_penalty_start = 0.6\n"
 
 constexpr PasskeyRecipe kRecipes[] = {
     {.name = "linear", .summary = "published rule; repeat counts in training", .model = SMALL,
-     .attention = INFINI ", rule = \"linear\"", .task = FROM_72 "curriculum = 0.4\nrepeat_max = 30000\nrepeat_start = 0.45\nrepeat_full = 0.8\n",
+     .attention = INFINI ", rule = \"linear\"", .task = LINEAR_TASK,
      .train = "steps = 1800\nsequence = 512\n", .controls = true},
     {.name = "delta", .summary = "published rule; repeat counts in training", .model = SMALL, .attention = INFINI ", rule = \"delta\"",
      .task = REPEATS, .train = LENGTHS},
@@ -67,6 +68,9 @@ constexpr PasskeyRecipe kRecipes[] = {
      .task = CURRICULUM, .train = LENGTHS, .repeats = false},
     {.name = "window", .summary = "no memory: attention to the last 128 tokens", .model = SMALL,
      .attention = "room = \"grouped_query\", " HEADS ", window = 128", .task = CURRICULUM, .train = LENGTHS, .repeats = false},
+    {.name = "linear-large", .summary = "published rule; 0.8M; repeat counts in training", .model = S1("310"),
+     .attention = S1_INFINI ", rule = \"linear\"", .task = LINEAR_TASK, .train = "steps = 1500\nsequence = 512\n" S1_TRAIN,
+     .deviation = "0.088", .controls = true},
     {.name = "prose", .summary = "varied prose; 0.8M, delta_true, no aid", .model = S1("480"),
      .attention = S1_INFINI ", rule = \"delta_true\", feature = \"silu_l2\"", .task = CURRICULUM "haystack = \"prose\"\n",
      .train = LENGTHS S1_TRAIN, .deviation = "0.088", .kind = {.prose = true}, .repeats = false, .samples = 10},
@@ -77,6 +81,11 @@ constexpr PasskeyRecipe kRecipes[] = {
     {.name = "identifier", .summary = "16 hexadecimal digits; 0.8M, delta_true", .model = S1("310"),
      .attention = S1_INFINI ", rule = \"delta_true\", feature = \"silu_l2\"",
      .task = "start_length = 112\ncurriculum = 0.6\nneedle = \"identifier\"\ndigits = 16\n", .train = LENGTHS S1_TRAIN,
+     .deviation = "0.088", .kind = {.identifier = true, .digits = 16}, .repeats = false, .samples = 10},
+    {.name = "identifier-gated", .summary = "the same, hard write gate (ours), twice the steps", .model = S1("310"),
+     .attention = S1_INFINI ", rule = \"delta_true\", feature = \"silu_l2\", write_gate = \"hard\"",
+     .task = "start_length = 112\ncurriculum = 0.4\nneedle = \"identifier\"\ndigits = 16\n",
+     .train = "steps = 2400\nsequence = 512\nwrite_penalty = 0.3\nwrite_penalty_start = 0.5\n" S1_TRAIN,
      .deviation = "0.088", .kind = {.identifier = true, .digits = 16}, .repeats = false, .samples = 10},
     {.name = "prose-small", .summary = "linear; varied prose instead of repeated filler", .model = SMALL_OF_PROSE,
      .attention = INFINI ", rule = \"linear\"", .task = REPEATS "haystack = \"prose\"\n", .train = LENGTHS, .kind = {.prose = true}},
@@ -100,6 +109,7 @@ constexpr PasskeyRecipe kRecipes[] = {
 #undef CURRICULUM
 #undef AIDED
 #undef REPEATS
+#undef LINEAR_TASK
 #undef LENGTHS
 #undef PENALTY
 

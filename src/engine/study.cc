@@ -9,6 +9,7 @@
 
 #include "backend/cpu/cpu_training.h"
 #include "base/byte_reader.h"
+#include "base/clock.h"
 #include "base/cpu_features.h"
 #include "base/random.h"
 #include "base/text_file.h"
@@ -398,8 +399,16 @@ Result<void> Study::evaluate(StudyCell& out, const StudyModel& model, const Plan
   return {};
 }
 
+double middle(std::vector<double>& values) {
+  const auto at = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::ranges::nth_element(values, at);
+  return *at;
+}
+
 Result<std::vector<StudySpeed>> Study::decode(const StudyModel& model, const Planned& planned) {
-  constexpr int kSteps = 33;
+  // A round is too short to outlast a moment in which the machine does something else, or wakes up: the middle one counts.
+  constexpr int kSteps = 33, kLeastRounds = 3, kMostRounds = 15;
+  constexpr double kSeconds = 0.5;
   constexpr int64_t kPiece = 512;  // a window has room for so much beyond itself
   const std::string path = work_ + "/" + model.name + ".decode.json";
   std::vector<StudySpeed> speeds;
@@ -416,17 +425,21 @@ Result<std::vector<StudySpeed>> Study::decode(const StudyModel& model, const Pla
   ASSIGN_OR_RETURN(const auto runner, RoomRunner::create(config, {.threads = options_.threads}));
   ordered_json list = ordered_json::array();
   for (const int64_t context : shape_.contexts) {
-    RETURN_IF_ERROR(runner->begin(1, context + kSteps + 1));
-    for (int64_t filled = kPiece; filled < context; filled += kPiece) RETURN_IF_ERROR(runner->fill(filled));
-    RETURN_IF_ERROR(runner->fill(context));
-    std::vector<double> seconds;
-    for (int step = 0; step < kSteps; ++step) {
-      if (interrupted(options_)) return stopped();
-      ASSIGN_OR_RETURN(const double took, runner->step());
-      seconds.push_back(took);
+    std::vector<double> rounds;
+    const double start = monotonic_seconds();
+    for (int round = 0; round < kLeastRounds || (round < kMostRounds && monotonic_seconds() - start < kSeconds); ++round) {
+      RETURN_IF_ERROR(runner->begin(1, context + kSteps + 1));
+      for (int64_t filled = kPiece; filled < context; filled += kPiece) RETURN_IF_ERROR(runner->fill(filled));
+      RETURN_IF_ERROR(runner->fill(context));
+      std::vector<double> seconds;
+      for (int step = 0; step < kSteps; ++step) {
+        if (interrupted(options_)) return stopped();
+        ASSIGN_OR_RETURN(const double took, runner->step());
+        seconds.push_back(took);
+      }
+      rounds.push_back(middle(seconds));
     }
-    std::ranges::nth_element(seconds, seconds.begin() + kSteps / 2);
-    const StudySpeed speed{context, 1 / seconds[kSteps / 2], runner->state_bytes(context)};
+    const StudySpeed speed{context, 1 / middle(rounds), runner->state_bytes(context)};
     speeds.push_back(speed);
     list.push_back({{"context", context}, {"tokens_per_second", speed.tokens_per_second}, {"state_bytes", speed.state_bytes}});
   }

@@ -160,12 +160,27 @@ double measure_product_roof(TrainingOps<float>& ops) {
   return best;
 }
 
-std::vector<int64_t> full_offsets(const RunConfig& run, int ranks) {
+// The largest a micro-batch takes: of whole rows, or of those that the run begins with, goes on with and ends with, whose shorter
+// sequences each have a memory, a last segment and a last block of their own.
+TrainMemory largest_memory(const RunConfig& run, int ranks, const TrainableModel<float>& model, const SampleSource& source) {
+  constexpr int64_t kBatches = 8, kStages = 4;
   const int64_t share = std::max<int64_t>(run.train.batch / ranks, 1);
   const int64_t micro = run.train.micro_batch > 0 ? std::min(run.train.micro_batch, share) : share;
   std::vector<int64_t> offsets;
   for (int64_t i = 0; i <= micro; ++i) offsets.push_back(i * run.train.sequence);
-  return offsets;
+  TrainMemory largest = model.memory(offsets);
+  for (int64_t stage = 0; stage <= kStages; ++stage) {
+    for (int64_t batch = 0; batch < kBatches; ++batch) {
+      offsets.assign(1, 0);
+      for (int64_t i = batch * micro; i < (batch + 1) * micro; ++i) {
+        const TrainSample sample = source.sample(i, static_cast<double>(stage) / kStages);
+        for (const int64_t length : sample.lengths) offsets.push_back(offsets.back() + length);
+      }
+      const TrainMemory memory = model.memory(offsets);
+      if (memory.total() > largest.total()) largest = memory;
+    }
+  }
+  return largest;
 }
 
 Result<std::string> resume_path(const TrainRequest& request, const std::string& folder) {
@@ -236,7 +251,7 @@ Result<TrainOutcome> train_as_rank(const TrainRequest& request, TrainProgramObse
   }
   RETURN_IF_ERROR(ranks.meet());
 
-  const TrainMemory memory = model->memory(full_offsets(run, ranks.size()));
+  const TrainMemory memory = largest_memory(run, ranks.size(), *model, *data.training);
   plan.parameters = model->parameter_count();
   plan.layers = static_cast<int64_t>(text.config.layers.size());
   plan.hidden = text.config.hidden;

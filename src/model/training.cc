@@ -424,10 +424,11 @@ template <class Real>
 TrainMemory TrainableModel<Real>::memory(std::span<const int64_t> offsets) const {
   Carver measure;
   const Pass plan(measure, *this, {offsets, {}}, true);
+  const auto footprint = [](int64_t bytes) { return static_cast<int64_t>(Buffer::footprint(index_of(bytes))); };
   TrainMemory memory;
-  memory.weights = memory.gradients = flat_elements_ * static_cast<int64_t>(sizeof(Real));
+  memory.weights = memory.gradients = footprint(flat_elements_ * static_cast<int64_t>(sizeof(Real)));
   memory.saved = plan.saved_bytes;
-  memory.scratch = plan.total_bytes - plan.saved_bytes;
+  memory.scratch = footprint(plan.total_bytes) - plan.saved_bytes;
   int64_t largest = 0;
   for (const NamedParameter& p : parameters_) largest = std::max(largest, p.elements);
   memory.products = ops_.scratch_bytes(largest);

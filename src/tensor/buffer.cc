@@ -14,11 +14,16 @@ constexpr size_t kHugePage = size_t{2} << 20;
 
 }  // namespace
 
+size_t Buffer::footprint(size_t bytes) {
+  const size_t unit = bytes < kHugePage ? 64 : kHugePage;
+  return (bytes + unit - 1) / unit * unit;
+}
+
 Result<Buffer> Buffer::allocate(size_t bytes) {
   Buffer buffer;
   if (bytes == 0) return buffer;
+  const size_t rounded = footprint(bytes);
   if (bytes < kHugePage) {
-    const size_t rounded = (bytes + 63) / 64 * 64;
     buffer.data_ = static_cast<std::byte*>(std::aligned_alloc(64, rounded));
     if (buffer.data_ == nullptr) return failed("cannot allocate " + std::to_string(bytes) + " bytes of memory");
     std::memset(buffer.data_, 0, rounded);
@@ -26,7 +31,6 @@ Result<Buffer> Buffer::allocate(size_t bytes) {
     return buffer;
   }
   // Map with room to align to a huge page, then give the ends back.
-  const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   void* address = mmap(nullptr, rounded + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (address == MAP_FAILED) {
     return failed("cannot allocate " + std::to_string(bytes) + " bytes of memory: " + std::strerror(errno));

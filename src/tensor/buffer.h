@@ -18,6 +18,8 @@ class Buffer {
   Buffer() = default;
   // Fresh pages come from the system on first touch, so reserving is cheap. An error (kFailed) when memory is refused.
   static Result<Buffer> allocate(size_t bytes);
+  // What a buffer of `bytes` takes of memory once all of it was touched.
+  static size_t footprint(size_t bytes);
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept { swap(other); return *this; }
   ~Buffer();

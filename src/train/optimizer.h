@@ -28,7 +28,7 @@ class Optimizer {
   std::span<float> first() const { return {first_.as<float>(), first_.size() / sizeof(float)}; }
   std::span<float> second() const { return {second_.as<float>(), second_.size() / sizeof(float)}; }
   static int64_t bytes(const TrainableModel<float>& model) {
-    return static_cast<int64_t>(2 * model.weights().size_bytes());
+    return static_cast<int64_t>(2 * Buffer::footprint(model.weights().size_bytes()));
   }
 
  private:
