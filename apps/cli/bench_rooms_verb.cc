@@ -164,7 +164,8 @@ constexpr const char* kEqualFacts[] = {"shape", "backend", "processor", "cache_t
 
 Result<EarlierSweep> read_earlier(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, read_text(path));
-  EarlierSweep earlier{.path = path};
+  EarlierSweep earlier;
+  earlier.path = path;
   try {
     const auto json = nlohmann::ordered_json::parse(text);
     for (const char* key : kEqualFacts) earlier.facts[key] = json.at(key);

@@ -95,7 +95,7 @@ std::string memory_note(const CostTable& table) {
 }
 
 std::string cost_text(const CostTable& table, DType cache) {
-  constexpr size_t kColumns = 100;
+  constexpr size_t kTextColumns = 100;
   std::string text = printable(table.name) + ", " + printable(table.architecture) +
                      text_f(", %lld layers of width %lld, ", static_cast<long long>(table.layers),
                             static_cast<long long>(table.hidden)) +
@@ -103,16 +103,16 @@ std::string cost_text(const CostTable& table, DType cache) {
                      std::string(dtype_name(cache)) +
                      text_f(", weights at %.1f bits%s", table.bits_per_weight,
                             table.weights_seen ? "" : " (assumed: no weights there)");
-  text = wrapped(text, kColumns) + "\n\n";
+  text = wrapped(text, kTextColumns) + "\n\n";
   for (size_t i = 0; i < table.rooms.front().at.size(); ++i) text += context_table(table, i);
   text += wrapped(
               "Beside each number: its ratio to MHA. FLOP/tok and read/tok: operations, and bytes of weights and "
               "state, of one "
               "more token at that depth. prompt: operations of reading the whole context.",
-              kColumns) +
+              kTextColumns) +
           "\n";
-  for (const std::string& rule : table.rules) text += wrapped(rule, kColumns) + "\n";
-  return text + wrapped(memory_note(table), kColumns) + "\n";
+  for (const std::string& rule : table.rules) text += wrapped(rule, kTextColumns) + "\n";
+  return text + wrapped(memory_note(table), kTextColumns) + "\n";
 }
 
 nlohmann::ordered_json cost_json(const CostTable& table, DType cache) {

@@ -25,14 +25,14 @@ namespace {
 struct ReproduceFlags {
   std::string name, work, corpus;
   std::vector<std::string> only;
-  int64_t threads = 0;
+  int64_t threads = 0, steps = 0;
   bool list = false, quick = false, json = false;
 };
 
 std::string command_of(const ReproduceFlags& flags) {
   std::string only;
   for (const std::string& part : flags.only) only += (only.empty() ? " --only " : ",") + part;
-  return "quipu reproduce " + flags.name + (flags.quick ? " --quick" : "") + only;
+  return "quipu reproduce " + flags.name + (flags.quick ? " --quick" : "") + (flags.steps > 0 ? " --steps " + std::to_string(flags.steps) : "") + only;
 }
 
 // Four digits, or all of a whole number.
@@ -134,6 +134,7 @@ Result<void> reproduce(const ReproduceFlags& flags) {
   options.work = (flags.work.empty() ? "reproduce-" + flags.name : flags.work) + (flags.quick ? "-quick" : "");
   options.only = flags.only;
   options.corpus = flags.corpus;
+  options.steps = flags.steps;
   options.interrupted = interrupt_flag();
   ProgressBar bar("reproduce " + flags.name, {.share = true});
   options.on_progress = [&bar](const std::string& what, double share) { bar.update(100 * share, 100, what); };
@@ -167,6 +168,8 @@ Action declare_reproduce(CLI::App& app) {
   app.add_option("--work", flags->work, "folder of trained models and finished parts; the same command goes on from there "
                                         "(default: reproduce-NAME here; with --quick, -quick is added)");
   app.add_option("--only", flags->only, "these models alone, such as mha,mtla2")->delimiter(',');
+  app.add_option("--steps", flags->steps, "variants, depths: steps of training (default: those of the recorded run)")
+      ->check(CLI::Range(int64_t{100}, int64_t{1000000}));
   app.add_option("--corpus", flags->corpus, "variants, depths: folder with train/ and held_out/ (default: what tools/fetch_corpus made)");
   app.add_option("-t,--threads", flags->threads, "threads to use (default: one per core)")
       ->check(whole_number(0, 4096));

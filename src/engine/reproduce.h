@@ -29,6 +29,7 @@ struct ReproduceOptions {
   std::string work;
   std::vector<std::string> only;
   std::string corpus;  // of variants and depths: folder with train/ and held_out/; empty: what tools/fetch_corpus made
+  int64_t steps = 0;   // of the same two: of training; 0: the study's own
   const volatile bool* interrupted = nullptr;
   // What is being done now, and the share of the work behind it, 0..1.
   std::function<void(const std::string& what, double share)> on_progress;

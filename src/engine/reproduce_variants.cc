@@ -83,7 +83,7 @@ Result<StudyShape> shape_of(const std::string& name, const ReproduceOptions& opt
     shape.vocabulary = 320;
     shape.sequence = 256;
     shape.batch = 8;
-    shape.steps = 150;
+    shape.steps = options.steps > 0 ? options.steps : 150;
     shape.longest = 512;
     shape.least = 256;
     shape.contexts = {1024};
@@ -91,6 +91,7 @@ Result<StudyShape> shape_of(const std::string& name, const ReproduceOptions& opt
     RETURN_IF_ERROR(write_quick_corpus(shape.corpus));
     return shape;
   }
+  if (options.steps > 0) shape.steps = options.steps;
   shape.corpus = options.corpus;
   if (shape.corpus.empty()) {
     const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");

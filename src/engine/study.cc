@@ -324,7 +324,14 @@ Result<Study::Planned> Study::plan(const StudyModel& model) {
 
 Result<StudyCell> Study::cell(const StudyModel& model, const Planned& planned, int64_t seed, double from, double to) {
   const std::string name = model.name + "-" + number(seed), path = work_ + "/" + name + ".cell.json";
-  if (fs::exists(path)) return read_cell(path);
+  if (fs::exists(path)) {
+    ASSIGN_OR_RETURN(StudyCell there, read_cell(path));
+    if (there.steps != planned.steps) {
+      return usage_error(path + ": trained for " + number(there.steps) + " steps, asked for " + number(planned.steps) +
+                         "; another --work keeps both, or remove it to train again");
+    }
+    return there;
+  }
   const std::string folder = work_ + "/" + name, file = folder + ".toml";
   std::string texts = shape_.corpus + "/train";
   if (model.shuffled) {

@@ -174,7 +174,7 @@ Result<void> write_study(const StudyShape& shape, const std::vector<StudyModelRe
                              {"commit", build_commit()},
                              {"machine", cpu_model_name()},
                              {"date", utc_now()},
-                             {"command", "quipu reproduce " + shape.name + (options.quick ? " --quick" : "")},
+                             {"command", "quipu reproduce " + shape.name + (options.quick ? " --quick" : "") + (options.steps > 0 ? " --steps " + std::to_string(options.steps) : "")},
                              {"threads", options.threads},
                              {"shape", {{"hidden", shape.hidden}, {"layers", shape.layers}, {"vocabulary", shape.vocabulary},
                                         {"sequence", shape.sequence}, {"batch", shape.batch}, {"steps", shape.steps},
