@@ -28,7 +28,7 @@ class PasskeyReading : public testing::Test {
       "intermediate_size": 48, "max_position_embeddings": 65536, "rms_norm_eps": 1e-6, "tie_word_embeddings": true,
       "attention": {"room": "infini", "heads": 2, "kv_heads": 2, "head_dim": 16, "rope_theta": 10000.0, "segment_tokens": 64,
                     "rule": "linear", "window": "previous"}})";
-    ASSERT_TRUE(init_model(folder_ + "/config.json", folder_ + "/model", {.seed = 3}).ok());
+    ASSERT_TRUE(init_model(folder_ + "/config.json", folder_ + "/model", {.seed = 3, .tokenizer = {}}).ok());
     EngineOptions options;
     options.threads = 1;
     options.max_chunk = 8192;
