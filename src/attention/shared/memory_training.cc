@@ -13,6 +13,10 @@ namespace {
 constexpr double kLeastDenominator = 1e-6;
 constexpr double kRmsEpsilon = 1e-6;
 
+// Tokens of delta_true written together: what they take of one another is a matrix of that size, about as much work as the memory
+// itself where keys and values are so wide. Rows of it that are solved one after the other.
+constexpr int64_t kChunk = 32, kSolveRows = 8;
+
 // Sixteen sums, so that the compiler may use vectors; added up in order.
 template <class Real>
 Real dot(const Real* a, const Real* b, int64_t count) {
@@ -62,9 +66,13 @@ struct RunBuffers {
     dz = take(features);
     state = take(features * value_dim);
     row = take(std::max(features, value_dim));
+    const int64_t chunk = s.rule == MemoryRule::kDeltaTrue ? std::min(rows, kChunk) : 0;
+    overlap = take(chunk * kChunk);
+    doverlap = take(chunk * kChunk);
   }
   int64_t features, value_dim;
   Real *key, *dkey, *query, *dquery, *value_a, *value_b, *value_c, *dm, *dz, *state, *row;
+  Real *overlap, *doverlap;        // of a chunk: k_t . k_s, rows kChunk apart
   int64_t elements = 0;
 
   // [n, value_dim] = f [n, F] m [F, value_dim]
@@ -289,48 +297,108 @@ class MemoryScan {
     b_.outer(b_.dm, b_.key, b_.value_b, run.rows);
   }
 
-  // --- delta_true: token by token -------------------------------------------------------------------------------------
-  // to [value_dim] = m^T f
-  void recall(Real* to, const Real* m, const Real* f) const {
-    std::fill(to, to + dim_, Real{0});
-    for (int64_t i = 0; i < features_; ++i) add_scaled(to, m + i * dim_, f[i], dim_);
+  // --- delta_true: every token sees what those before it wrote -----------------------------------------------------------
+  // Of a chunk of tokens at once (Yang et al., arXiv 2406.06484, section 3): with S the memory before the chunk and A the strictly lower
+  // part of K K^T, u_t = w_t e_t, e = V - K S - A U, and the memory after it is S + K^T U. math.md has the derivatives.
+  struct Chunk {
+    const SegmentRun& run;
+    int64_t first, rows;           // of the run
+  };
+  const Real* keys(const Chunk& c) const { return b_.key + c.first * features_; }
+  Real* written(const Chunk& c, int64_t t) const { return t_.written.row(c.run.row_begin + c.first + t) + t_.memory * dim_; }
+  Real written_weight(const Chunk& c, int64_t t) const { return weight(c.run, c.first + t); }
+
+  // A into `overlap`.
+  void overlaps(const Chunk& c) {
+    small_gemm<Real>({.kind = GemmKind::kNT, .m = c.rows, .n = c.rows, .k = features_, .c = b_.overlap, .a = keys(c), .b = keys(c),
+                      .c_ld = kChunk, .a_ld = features_, .b_ld = features_});
+    keep_lower(b_.overlap, c.rows);
   }
-  void add_outer(Real* m, const Real* f, const Real* u, Real sign) const {
-    for (int64_t i = 0; i < features_; ++i) add_scaled(m + i * dim_, u, sign * f[i], dim_);
+  static void keep_lower(Real* square, int64_t rows) {
+    for (int64_t t = 0; t < rows; ++t) std::fill(square + t * kChunk + t, square + t * kChunk + rows, Real{0});
+  }
+  // known [count, value_dim] += A[first .. first + count, 0 .. seen] U[0 .. seen]
+  void add_known(Real* known, const Chunk& c, int64_t first, int64_t count, int64_t seen) {
+    small_gemm<Real>({.kind = GemmKind::kNN, .m = count, .n = dim_, .k = seen, .c = known + first * dim_, .a = b_.overlap + first * kChunk,
+                      .b = written(c, 0), .c_ld = dim_, .a_ld = kChunk, .b_ld = t_.written.stride, .beta = 1});
   }
 
   void write_in_order(const SegmentRun& run, Real* m) {
-    for (int64_t t = 0; t < run.rows; ++t) {
-      const Real* key = b_.key + t * features_;
-      Real* u = t_.written.row(run.row_begin + t) + t_.memory * dim_;
-      const Real w = weight(run, t);
-      recall(b_.row, m, key);
-      for (int64_t c = 0; c < dim_; ++c) u[c] = w * (value_row(run, t)[c] - b_.row[c]);
-      if (w != 0) add_outer(m, key, u, 1);
+    for (int64_t first = 0; first < run.rows; first += kChunk) write_chunk({run, first, std::min(kChunk, run.rows - first)}, m);
+  }
+  void write_chunk(const Chunk& c, Real* m) {
+    Real* known = b_.value_a;      // K S + A U
+    overlaps(c);
+    b_.through(known, keys(c), m, c.rows);
+    for (int64_t block = 0; block < c.rows; block += kSolveRows) {
+      const int64_t end = std::min(block + kSolveRows, c.rows);
+      if (block > 0) add_known(known, c, block, end - block, block);
+      for (int64_t t = block; t < end; ++t) {
+        for (int64_t s = block; s < t; ++s) add_scaled(known + t * dim_, written(c, s), b_.overlap[t * kChunk + s], dim_);
+        const Real w = written_weight(c, t);
+        const Real* value = value_row(c.run, c.first + t);
+        for (int64_t i = 0; i < dim_; ++i) written(c, t)[i] = w * (value[i] - known[t * dim_ + i]);
+      }
     }
+    small_gemm<Real>({.kind = GemmKind::kTN, .m = features_, .n = dim_, .k = c.rows, .c = m, .a = keys(c), .b = written(c, 0),
+                      .c_ld = dim_, .a_ld = features_, .b_ld = t_.written.stride, .beta = 1});
   }
 
   void undo_write_in_order(const SegmentRun& run, size_t i, const MemoryTaskGradients<Real>& gradients) {
     std::copy(memory(i + 1), memory(i + 1) + features_ * dim_, b_.state);
-    Real* du = b_.value_a;
-    Real* e = b_.value_b;
-    for (int64_t t = run.rows; t-- > 0;) {
-      const int64_t row = run.row_begin + t;
-      const Real* key = b_.key + t * features_;
-      const Real* u = t_.written.row(row) + t_.memory * dim_;
-      const Real w = weight(run, t);
-      if (w != 0) add_outer(b_.state, key, u, -1);      // S before the token
-      recall(b_.row, b_.state, key);
-      for (int64_t c = 0; c < dim_; ++c) e[c] = value_row(run, t)[c] - b_.row[c];
-      recall(du, b_.dm, key);
-      Real* dkey = b_.dkey + t * features_;
-      for (int64_t f = 0; f < features_; ++f) dkey[f] += dot(b_.dm + f * dim_, u, dim_);
-      gradients.dweight(row, t_.memory) = dot(du, e, dim_);
-      for (int64_t c = 0; c < dim_; ++c) du[c] *= w;    // now de
-      add_scaled(gradients.rows.value.row(row) + value_offset(), du, Real{1}, dim_);
-      for (int64_t f = 0; f < features_; ++f) dkey[f] -= dot(b_.state + f * dim_, du, dim_);
-      add_outer(b_.dm, key, du, -1);
+    for (int64_t first = (run.rows - 1) / kChunk * kChunk; first >= 0; first -= kChunk) {
+      undo_chunk({run, first, std::min(kChunk, run.rows - first)}, gradients);
     }
+  }
+  // state: after the chunk, then before it; dm: the gradient of either.
+  void undo_chunk(const Chunk& c, const MemoryTaskGradients<Real>& gradients) {
+    Real *e = b_.value_a, *z = b_.value_b, *minus = b_.value_c;
+    for (int64_t t = 0; t < c.rows; ++t) {
+      for (int64_t i = 0; i < dim_; ++i) minus[t * dim_ + i] = -written(c, t)[i];
+    }
+    b_.outer(b_.state, keys(c), minus, c.rows);
+    overlaps(c);
+    b_.through(e, keys(c), b_.state, c.rows);
+    add_known(e, c, 0, c.rows, c.rows);
+    for (int64_t t = 0; t < c.rows; ++t) {
+      const Real* value = value_row(c.run, c.first + t);
+      for (int64_t i = 0; i < dim_; ++i) e[t * dim_ + i] = value[i] - e[t * dim_ + i];
+    }
+    // Z, the gradient of w e: Z_t = dM^T k_t - sum over s > t of A[s, t] w_s Z_s, the last token first; minus: -W Z.
+    b_.through(z, keys(c), b_.dm, c.rows);
+    for (int64_t end = c.rows; end > 0;) {
+      const int64_t block = (end - 1) / kSolveRows * kSolveRows;
+      for (int64_t t = end; t-- > block;) {
+        Real* z_t = z + t * dim_;
+        for (int64_t s = t + 1; s < end; ++s) add_scaled(z_t, minus + s * dim_, b_.overlap[s * kChunk + t], dim_);
+        const int64_t row = c.run.row_begin + c.first + t;
+        const Real w = written_weight(c, t);
+        gradients.dweight(row, t_.memory) = dot(z_t, e + t * dim_, dim_);
+        Real* dv = gradients.rows.value.row(row) + value_offset();
+        for (int64_t i = 0; i < dim_; ++i) {
+          dv[i] += w * z_t[i];
+          minus[t * dim_ + i] = -w * z_t[i];
+        }
+      }
+      if (block > 0) {
+        small_gemm<Real>({.kind = GemmKind::kTN, .m = block, .n = dim_, .k = end - block, .c = z, .a = b_.overlap + block * kChunk,
+                          .b = minus + block * dim_, .c_ld = dim_, .a_ld = kChunk, .b_ld = dim_, .beta = 1});
+      }
+      end = block;
+    }
+    // Keys: by M after the chunk, by A, by M before it.
+    Real* dkey = b_.dkey + c.first * features_;
+    small_gemm<Real>({.kind = GemmKind::kNT, .m = c.rows, .n = features_, .k = dim_, .c = dkey, .a = written(c, 0), .b = b_.dm,
+                      .c_ld = features_, .a_ld = t_.written.stride, .b_ld = dim_, .beta = 1});
+    small_gemm<Real>({.kind = GemmKind::kNT, .m = c.rows, .n = c.rows, .k = dim_, .c = b_.doverlap, .a = minus, .b = written(c, 0),
+                      .c_ld = kChunk, .a_ld = dim_, .b_ld = t_.written.stride});
+    keep_lower(b_.doverlap, c.rows);
+    for (const GemmKind kind : {GemmKind::kNN, GemmKind::kTN}) {
+      small_gemm<Real>({.kind = kind, .m = c.rows, .n = features_, .k = c.rows, .c = dkey, .a = b_.doverlap, .b = keys(c),
+                        .c_ld = features_, .a_ld = kChunk, .b_ld = features_, .beta = 1});
+    }
+    b_.back(dkey, minus, b_.state, c.rows, 1);
+    b_.outer(b_.dm, keys(c), minus, c.rows);
   }
 
   const MemoryTask<Real>& t_;
