@@ -34,88 +34,93 @@ every = 100
 sequences = 64
 )";
 
-// Four layers of 128: 0.8M parameters. It learns what the small ones do not.
-#define S1(vocabulary) "hidden_size = 128\nnum_hidden_layers = 4\nvocab_size = " vocabulary "\nintermediate_size = 344\n"
-#define S1_HEADS "heads = 4, kv_heads = 4, head_dim = 32, rope_theta = 10000.0"
-#define S1_INFINI "room = \"infini\", " S1_HEADS ", segment_tokens = 64, window = \"previous\""
-#define S1_TRAIN "micro_batch = 4\nprecision = \"bf16\"\n"
-// Two layers of 64: 127K parameters.
-#define SMALL "hidden_size = 64\nnum_hidden_layers = 2\nvocab_size = 310\nintermediate_size = 192\n"
-#define SMALL_OF_PROSE "hidden_size = 64\nnum_hidden_layers = 2\nvocab_size = 480\nintermediate_size = 192\n"
-#define HEADS "heads = 2, kv_heads = 2, head_dim = 32, rope_theta = 10000.0"
-#define INFINI "room = \"infini\", " HEADS ", segment_tokens = 64, window = \"previous\""
-#define FROM_72 "start_length = 72\n"
-#define CURRICULUM FROM_72 "curriculum = 0.6\n"
-#define AIDED "repeat_max = 30000\nrepeat_start = 0.6\nrepeat_full = 0.85\n"
-#define REPEATS CURRICULUM AIDED
-#define LINEAR_TASK FROM_72 "curriculum = 0.4\nrepeat_max = 30000\nrepeat_start = 0.45\nrepeat_full = 0.8\n"
-#define LENGTHS "steps = 1200\nsequence = 512\n"
-#define PENALTY LENGTHS "write_penalty = 0.3\nwrite_penalty_start = 0.6\n"
+// Words the task's vocabulary has.
+constexpr int kVocabulary = 310, kProseVocabulary = 480;
 
-constexpr PasskeyRecipe kRecipes[] = {
-    {.name = "linear", .summary = "published rule; repeat counts in training", .model = SMALL,
-     .attention = INFINI ", rule = \"linear\"", .task = LINEAR_TASK,
-     .train = "steps = 1800\nsequence = 512\n", .controls = true},
-    {.name = "delta", .summary = "published rule; repeat counts in training", .model = SMALL, .attention = INFINI ", rule = \"delta\"",
-     .task = REPEATS, .train = LENGTHS},
-    {.name = "delta_true-gated", .summary = "ours: hard write gate, no repeat counts", .model = SMALL,
-     .attention = INFINI ", rule = \"delta_true\", write_gate = \"hard\"", .task = CURRICULUM, .train = PENALTY, .repeats = false},
-    {.name = "delta_true", .summary = "no aid in training", .model = SMALL, .attention = INFINI ", rule = \"delta_true\"",
-     .task = CURRICULUM, .train = LENGTHS, .repeats = false},
-    {.name = "linear-gated", .summary = "ours: hard write gate, no repeat counts", .model = SMALL,
-     .attention = INFINI ", rule = \"linear\", write_gate = \"hard\"", .task = CURRICULUM, .train = PENALTY, .repeats = false},
-    {.name = "linear-plain", .summary = "published rule, no aid in training", .model = SMALL, .attention = INFINI ", rule = \"linear\"",
-     .task = CURRICULUM, .train = LENGTHS, .repeats = false},
-    {.name = "window", .summary = "no memory: attention to the last 128 tokens", .model = SMALL,
-     .attention = "room = \"grouped_query\", " HEADS ", window = 128", .task = CURRICULUM, .train = LENGTHS, .repeats = false},
-    {.name = "linear-large", .summary = "published rule; 0.8M; repeat counts in training", .model = S1("310"),
-     .attention = S1_INFINI ", rule = \"linear\"", .task = LINEAR_TASK, .train = "steps = 1500\nsequence = 512\n" S1_TRAIN,
-     .deviation = "0.088", .controls = true},
-    {.name = "prose", .summary = "varied prose; 0.8M, delta_true, no aid", .model = S1("480"),
-     .attention = S1_INFINI ", rule = \"delta_true\", feature = \"silu_l2\"", .task = CURRICULUM "haystack = \"prose\"\n",
-     .train = LENGTHS S1_TRAIN, .deviation = "0.088", .kind = {.prose = true}, .repeats = false, .samples = 10},
-    {.name = "prose-gated", .summary = "the same, hard write gate (ours)", .model = S1("480"),
-     .attention = S1_INFINI ", rule = \"delta_true\", feature = \"silu_l2\", write_gate = \"hard\"",
-     .task = CURRICULUM "haystack = \"prose\"\n", .train = LENGTHS "write_penalty = 0.3\nwrite_penalty_start = 0.5\n" S1_TRAIN,
-     .deviation = "0.088", .kind = {.prose = true}, .repeats = false, .samples = 10},
-    {.name = "identifier", .summary = "16 hexadecimal digits; 0.8M, delta_true", .model = S1("310"),
-     .attention = S1_INFINI ", rule = \"delta_true\", feature = \"silu_l2\"",
-     .task = "start_length = 112\ncurriculum = 0.6\nneedle = \"identifier\"\ndigits = 16\n", .train = LENGTHS S1_TRAIN,
-     .deviation = "0.088", .kind = {.identifier = true, .digits = 16}, .repeats = false, .samples = 10},
-    {.name = "identifier-gated", .summary = "the same, hard write gate (ours), twice the steps", .model = S1("310"),
-     .attention = S1_INFINI ", rule = \"delta_true\", feature = \"silu_l2\", write_gate = \"hard\"",
-     .task = "start_length = 112\ncurriculum = 0.4\nneedle = \"identifier\"\ndigits = 16\n",
-     .train = "steps = 2400\nsequence = 512\nwrite_penalty = 0.3\nwrite_penalty_start = 0.5\n" S1_TRAIN,
-     .deviation = "0.088", .kind = {.identifier = true, .digits = 16}, .repeats = false, .samples = 10},
-    {.name = "prose-small", .summary = "linear; varied prose instead of repeated filler", .model = SMALL_OF_PROSE,
-     .attention = INFINI ", rule = \"linear\"", .task = REPEATS "haystack = \"prose\"\n", .train = LENGTHS, .kind = {.prose = true}},
-    {.name = "identifier-small", .summary = "linear; needle of 16 hexadecimal digits", .model = SMALL,
-     .attention = INFINI ", rule = \"linear\"",
-     .task = "start_length = 112\ncurriculum = 0.6\n" AIDED "needle = \"identifier\"\ndigits = 16\n", .train = LENGTHS,
-     .kind = {.identifier = true, .digits = 16}},
-    {.name = "quick", .summary = "linear, trained for a minute", .model = SMALL, .attention = INFINI ", rule = \"linear\"",
-     .task = FROM_72 "curriculum = 0.5\nrepeat_max = 1000\nrepeat_start = 0.75\nrepeat_full = 0.95\n", .train = "steps = 800\nsequence = 512\n",
-     .controls = true, .quick = true},
+// A model and its heads of 32, as wide together as the model.
+struct Size {
+  int hidden, layers, inner;
+  std::string model(int vocabulary) const {
+    std::ostringstream out;
+    out << "hidden_size = " << hidden << "\nnum_hidden_layers = " << layers << "\nvocab_size = " << vocabulary << "\nintermediate_size = " << inner << "\n";
+    return out.str();
+  }
+  std::string heads() const {
+    std::ostringstream out;
+    out << "heads = " << hidden / 32 << ", kv_heads = " << hidden / 32 << ", head_dim = 32, rope_theta = 10000.0";
+    return out.str();
+  }
+  // more: further settings of the room.
+  std::string infini(const std::string& rule, const std::string& more = "") const {
+    return "room = \"infini\", " + heads() + ", segment_tokens = 64, window = \"previous\", rule = \"" + rule + "\"" + more;
+  }
 };
-#undef S1
-#undef S1_HEADS
-#undef S1_INFINI
-#undef S1_TRAIN
-#undef SMALL
-#undef SMALL_OF_PROSE
-#undef HEADS
-#undef INFINI
-#undef FROM_72
-#undef CURRICULUM
-#undef AIDED
-#undef REPEATS
-#undef LINEAR_TASK
-#undef LENGTHS
-#undef PENALTY
+constexpr Size kSmall{64, 2, 192};    // 127K parameters
+constexpr Size kLarge{128, 4, 344};   // 0.8M: it learns what the small ones do not
+
+std::string steps(int count) { return "steps = " + std::to_string(count) + "\nsequence = 512\n"; }
+// Of the write gates' mean, from this share of the run on.
+std::string penalty(const std::string& start) { return "write_penalty = 0.3\nwrite_penalty_start = " + start + "\n"; }
+std::string growing(int from, const std::string& share) {
+  return "start_length = " + std::to_string(from) + "\ncurriculum = " + share + "\n";
+}
+// Repeat-count augmentation.
+std::string repeats(const std::string& most, const std::string& start, const std::string& full) {
+  return "repeat_max = " + most + "\nrepeat_start = " + start + "\nrepeat_full = " + full + "\n";
+}
+
+std::vector<PasskeyRecipe> make_recipes() {
+  const std::string plain = growing(72, "0.6"), aided = plain + repeats("30000", "0.6", "0.85");
+  const std::string linear = growing(72, "0.4") + repeats("30000", "0.45", "0.8");
+  const std::string prose = "haystack = \"prose\"\n", identifier = "needle = \"identifier\"\ndigits = 16\n";
+  const PasskeyKind of_prose{.prose = true}, of_identifiers{.identifier = true, .digits = 16};
+  const std::string hard_gate = ", write_gate = \"hard\"", unit_feature = ", feature = \"silu_l2\"";
+  const std::string large_train = "micro_batch = 4\nprecision = \"bf16\"\n", large_deviation = "0.088";
+  const std::string small = kSmall.model(kVocabulary), large = kLarge.model(kVocabulary);
+  return {
+      {.name = "linear", .summary = "published rule; repeat counts in training", .model = small, .attention = kSmall.infini("linear"),
+       .task = linear, .train = steps(1800), .controls = true},
+      {.name = "delta", .summary = "published rule; repeat counts in training", .model = small, .attention = kSmall.infini("delta"), .task = aided,
+       .train = steps(1200)},
+      {.name = "delta_true-gated", .summary = "ours: hard write gate, no repeat counts", .model = small,
+       .attention = kSmall.infini("delta_true", hard_gate), .task = plain, .train = steps(1200) + penalty("0.6"), .repeats = false},
+      {.name = "delta_true", .summary = "no aid in training", .model = small, .attention = kSmall.infini("delta_true"), .task = plain,
+       .train = steps(1200), .repeats = false},
+      {.name = "linear-gated", .summary = "ours: hard write gate, no repeat counts", .model = small, .attention = kSmall.infini("linear", hard_gate),
+       .task = plain, .train = steps(1200) + penalty("0.6"), .repeats = false},
+      {.name = "linear-plain", .summary = "published rule, no aid in training", .model = small, .attention = kSmall.infini("linear"), .task = plain,
+       .train = steps(1200), .repeats = false},
+      {.name = "window", .summary = "no memory: attention to the last 128 tokens", .model = small,
+       .attention = "room = \"grouped_query\", " + kSmall.heads() + ", window = 128", .task = plain, .train = steps(1200), .repeats = false},
+      {.name = "linear-large", .summary = "published rule; 0.8M; repeat counts in training", .model = large, .attention = kLarge.infini("linear"),
+       .task = linear, .train = steps(1500) + large_train, .deviation = large_deviation, .controls = true},
+      {.name = "prose", .summary = "varied prose; 0.8M, delta_true, no aid", .model = kLarge.model(kProseVocabulary),
+       .attention = kLarge.infini("delta_true", unit_feature), .task = plain + prose, .train = steps(1200) + large_train,
+       .deviation = large_deviation, .kind = of_prose, .repeats = false, .samples = 10},
+      {.name = "prose-gated", .summary = "the same, hard write gate (ours)", .model = kLarge.model(kProseVocabulary),
+       .attention = kLarge.infini("delta_true", unit_feature + hard_gate), .task = plain + prose,
+       .train = steps(1200) + penalty("0.5") + large_train, .deviation = large_deviation, .kind = of_prose, .repeats = false, .samples = 10},
+      {.name = "identifier", .summary = "16 hexadecimal digits; 0.8M, delta_true", .model = large, .attention = kLarge.infini("delta_true", unit_feature),
+       .task = growing(112, "0.6") + identifier, .train = steps(1200) + large_train, .deviation = large_deviation, .kind = of_identifiers,
+       .repeats = false, .samples = 10},
+      {.name = "identifier-gated", .summary = "the same, hard write gate (ours), twice the steps", .model = large,
+       .attention = kLarge.infini("delta_true", unit_feature + hard_gate), .task = growing(112, "0.4") + identifier,
+       .train = steps(2400) + penalty("0.5") + large_train, .deviation = large_deviation, .kind = of_identifiers, .repeats = false, .samples = 10},
+      {.name = "prose-small", .summary = "linear; varied prose instead of repeated filler", .model = kSmall.model(kProseVocabulary),
+       .attention = kSmall.infini("linear"), .task = aided + prose, .train = steps(1200), .kind = of_prose},
+      {.name = "identifier-small", .summary = "linear; needle of 16 hexadecimal digits", .model = small, .attention = kSmall.infini("linear"),
+       .task = growing(112, "0.6") + repeats("30000", "0.6", "0.85") + identifier, .train = steps(1200), .kind = of_identifiers},
+      {.name = "quick", .summary = "linear, trained for a minute", .model = small, .attention = kSmall.infini("linear"),
+       .task = growing(72, "0.5") + repeats("1000", "0.75", "0.95"), .train = steps(800), .controls = true, .quick = true},
+  };
+}
 
 }  // namespace
 
-std::span<const PasskeyRecipe> passkey_recipes() { return kRecipes; }
+const std::vector<PasskeyRecipe>& passkey_recipes() {
+  static const std::vector<PasskeyRecipe> recipes = make_recipes();
+  return recipes;
+}
 
 std::string passkey_training_text(const PasskeyRecipe& recipe, const std::string& folder) {
   std::ostringstream text;

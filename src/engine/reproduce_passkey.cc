@@ -236,7 +236,7 @@ class TrainingProgress final : public TrainProgramObserver {
 class PasskeyRun {
  public:
   PasskeyRun(const PasskeyRecipe& recipe, const ReproduceOptions& options, double from, double to)
-      : recipe_(recipe), options_(options), from_(from), to_(to), folder_(options.work + "/" + std::string(recipe.name)) {}
+      : recipe_(recipe), options_(options), from_(from), to_(to), folder_(options.work + "/" + recipe.name) {}
 
   Result<void> train_model();
   Result<void> measure();
@@ -256,7 +256,7 @@ class PasskeyRun {
   bool hopeless(const PasskeyCell& cell) const;
   Result<bool> measure_part(int64_t first);
   std::string part_path(int64_t first) const {
-    return options_.work + "/" + std::string(recipe_.name) + "-questions-" + number(first);
+    return options_.work + "/" + recipe_.name + "-questions-" + number(first);
   }
 
   const PasskeyRecipe& recipe_;
@@ -274,13 +274,13 @@ Result<void> PasskeyRun::train_model() {
   std::error_code code;
   fs::create_directories(options_.work, code);
   if (code) return failed(options_.work + ": cannot make the folder: " + code.message());
-  const std::string file = options_.work + "/" + std::string(recipe_.name) + ".toml";
-  RETURN_IF_ERROR(write_text_file(file, passkey_training_text(recipe_, std::string(recipe_.name))));
+  const std::string file = options_.work + "/" + recipe_.name + ".toml";
+  RETURN_IF_ERROR(write_text_file(file, passkey_training_text(recipe_, recipe_.name)));
   TrainRequest request;
   request.config = file;
   request.resume = !find_checkpoints(folder_).empty();
   if (options_.threads > 0) request.overrides.emplace_back("train.threads", number(options_.threads));
-  TrainingProgress progress(options_, std::string(recipe_.name), from_, from_ + 0.4 * (to_ - from_));
+  TrainingProgress progress(options_, recipe_.name, from_, from_ + 0.4 * (to_ - from_));
   ASSIGN_OR_RETURN(const TrainOutcome outcome, train(request, progress));
   if (outcome.summary.stopped_early) return failed("interrupted; the same command goes on from here");
   ordered_json facts = {{"parameters", outcome.plan.parameters},
@@ -354,7 +354,7 @@ Result<void> PasskeyRun::measure() {
     ASSIGN_OR_RETURN(const bool done, measure_part(first));
     all = all && done;
   }
-  if (!all) return failed(options_.work + ": another process is measuring a part of " + std::string(recipe_.name) + "; run again when it is done");
+  if (!all) return failed(options_.work + ": another process is measuring a part of " + recipe_.name + "; run again when it is done");
   return {};
 }
 
@@ -383,7 +383,7 @@ Result<bool> PasskeyRun::measure_part(int64_t first) {
     }
     PasskeyMeasured measured{.cell = want.cell, .control = want.control, .answers = {}};
     if (want.control == "foreign memory") measured.cell.memory = PasskeyMemory::kForeign;
-    doing_ = "reading with " + std::string(recipe_.name) + (want.control.empty() ? "" : ", " + want.control) + ": questions " +
+    doing_ = "reading with " + recipe_.name + (want.control.empty() ? "" : ", " + want.control) + ": questions " +
              number(first + 1) + " to " + number(first + want.cell.samples) + ", " + length_text(want.cell.tokens) +
              " tokens, needle at the " + std::string(depth_text(want.cell.depth));
     const double parts = static_cast<double>(most_samples() / kPartSamples), count = static_cast<double>(all.size());
@@ -429,7 +429,7 @@ std::string percent(double share) {
 
 void add_claims(std::vector<Claim>& claims, const PasskeyRun& run, bool quick) {
   const PasskeyRecipe& recipe = run.recipe();
-  const std::string name = std::string(recipe.name);
+  const std::string name = recipe.name;
   for (const PasskeyMeasured& m : run.cells()) {
     const PasskeyAnswers& a = m.answers;
     const std::string where = length_text(m.cell.tokens) + " tokens, needle at the " + std::string(depth_text(m.cell.depth));
@@ -470,7 +470,7 @@ void add_claims(std::vector<Claim>& claims, const PasskeyRun& run, bool quick) {
 PasskeyPictureRow picture_row(const PasskeyRun& run) {
   PasskeyPictureRow row;
   row.label = std::string(run.recipe().name);
-  row.note = std::string(run.recipe().summary);
+  row.note = run.recipe().summary;
   for (const PasskeyMeasured& m : run.cells()) {
     if (!m.control.empty()) continue;
     row.cells.push_back({length_text(m.cell.tokens), std::string(depth_text(m.cell.depth)), m.answers.digit_share(),
@@ -508,7 +508,7 @@ Result<std::vector<Claim>> reproduce_passkey(const ReproduceOptions& options) {
   std::string names;
   for (const PasskeyRecipe& recipe : passkey_recipes()) {
     if (recipe.quick != options.quick) continue;
-    names += (names.empty() ? "" : ", ") + std::string(recipe.name);
+    names += (names.empty() ? "" : ", ") + recipe.name;
     if (options.only.empty() || std::ranges::find(options.only, recipe.name) != options.only.end()) chosen.push_back(&recipe);
   }
   if (chosen.size() < options.only.size()) return usage_error("--only names a model that is none of these: " + names);

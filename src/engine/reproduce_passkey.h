@@ -5,9 +5,8 @@
 // training run), NAME-cells.json (table cells as they are finished), passkey.json and passkey.svg (the whole).
 #pragma once
 
-#include <span>
 #include <string>
-#include <string_view>
+#include <vector>
 
 #include "base/result.h"
 #include "train/passkey_task.h"
@@ -16,19 +15,19 @@ namespace quipu {
 
 // One model: what it is and how it is trained.
 struct PasskeyRecipe {
-  std::string_view name;        // "linear"
-  std::string_view summary;
+  std::string name;             // "linear"
+  std::string summary;
   // Lines of TOML, behind those that all recipes share: of the model's config.json, and its attention, of the task, of
   // [train].
-  std::string_view model, attention, task, train;
-  std::string_view deviation = "0.1";   // of random matrices
+  std::string model, attention, task, train;
+  std::string deviation = "0.1";   // of random matrices
   PasskeyKind kind = {};
   bool repeats = true;          // repeat-count augmentation in training
   bool controls = false;        // memory off and foreign memory are measured, too
   bool quick = false;           // what --quick trains: smaller, shorter
   int64_t samples = 50;         // texts a cell
 };
-std::span<const PasskeyRecipe> passkey_recipes();
+const std::vector<PasskeyRecipe>& passkey_recipes();
 
 // The file `quipu train` is given for a recipe.
 std::string passkey_training_text(const PasskeyRecipe& recipe, const std::string& folder);
