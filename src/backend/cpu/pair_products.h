@@ -11,9 +11,9 @@
 
 namespace quipu::cpu {
 
-// Blocks of 32 of a depth multiplied at once: a panel of the right factor, 24 KiB, stays in a first-level cache of 48 KiB while
+// Blocks of 32 of a depth multiplied at once: a panel of the right factor, 32 KiB, stays in a first-level cache of 48 KiB while
 // panels of the left one go by.
-inline constexpr int64_t kDepthBlocks = 12;
+inline constexpr int64_t kDepthBlocks = 16;
 inline constexpr int64_t kPackPanels = 8;   // packed by one task: lines across lie side by side
 
 // `total` in parts of equal size, the last one shorter.

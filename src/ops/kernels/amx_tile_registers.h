@@ -9,6 +9,11 @@ template <int kTile>
 inline void tile_load(const void* base, int64_t stride) {
   __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(base), "r"(stride), "i"(kTile) : "memory");
 }
+// What is wanted once, from a farther cache: it does not push out what the nearest one holds for other tiles.
+template <int kTile>
+inline void tile_load_once(const void* base, int64_t stride) {
+  __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(base), "r"(stride), "i"(kTile) : "memory");
+}
 template <int kTile>
 inline void tile_store(void* base, int64_t stride) {
   __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(base), "r"(stride), "i"(kTile) : "memory");

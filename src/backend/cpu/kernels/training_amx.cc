@@ -132,7 +132,18 @@ void begin_pairs() {
 }
 void end_pairs() { __asm__ volatile("tilerelease"); }
 
-void pair_tile(const PairTile& tile) {
+template <int kTile, bool kOnce>
+inline void load_left(const uint16_t* a) {
+  if constexpr (kOnce) {
+    tile_load_once<kTile>(a, 64);
+  } else {
+    tile_load<kTile>(a, 64);
+  }
+}
+
+// kOnce: rows of the left factor by loads that leave the first-level cache to the right one.
+template <bool kOnce>
+QUIPU_KERNEL void pair_tile_of(const PairTile& tile) {
   const bool whole = tile.rows == kPairRows && tile.cols == kGemmPanel;
   float* c = tile.c;
   const int64_t c_bytes = tile.c_ld * 4;
@@ -169,11 +180,11 @@ void pair_tile(const PairTile& tile) {
         prefetch_far(next_from + 16);
       }
       tile_load<6>(b, 64);
-      tile_load<4>(a, 64);
+      load_left<4, kOnce>(a);
       tile_dot_bf16<0, 4, 6>();
       tile_load<7>(b + b_half, 64);
       tile_dot_bf16<1, 4, 7>();
-      tile_load<5>(a + a_half, 64);
+      load_left<5, kOnce>(a + a_half);
       tile_dot_bf16<2, 5, 6>();
       tile_dot_bf16<3, 5, 7>();
     }
@@ -205,6 +216,10 @@ void pair_tile(const PairTile& tile) {
     }
   }
 }
+
+// Two panels of this many blocks, and what is summed, are more than a first-level cache holds.
+constexpr int64_t kLongBlocks = 10;
+void pair_tile(const PairTile& tile) { tile.blocks < kLongBlocks ? pair_tile_of<false>(tile) : pair_tile_of<true>(tile); }
 
 // 2^x; x over 127 is infinite, under -149 it is 0, NaN stays. Relative error under 3e-6 (a polynomial of 2^r of least largest
 // relative error, 0 <= r < 1), where probabilities are rounded to 2^-9.
