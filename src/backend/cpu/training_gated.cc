@@ -14,9 +14,9 @@ size_t index_of(int64_t i) { return static_cast<size_t>(i); }
 // Rows of a task: of a model 512 wide its factors and results take 1.1 MB of a second-level cache, and packed weights, which
 // every task reads, come from further away no faster than tiles use them up.
 constexpr int64_t kBlockPanels = 8;
-// tiles[i] = left[i] right for `count` panels of a left factor and one of a right one, which lie by part of the depth:
-// left [parts][count], tiles 32 x 32. after(i) once tile i is done: what follows on vectors runs while the next tile is
-// summed. wanted(i): the 4 KiB it reads, asked for in time, or null.
+// left[i] right for `count` panels of a left factor and one of a right one, which lie by part of the depth: left
+// [parts][count]. after(i, tile) once the 32 x 32 tile i is done, at tiles + i * kPairTile or, where the depth is one part, all at
+// `tiles`, which stays in the first-level cache. wanted(i): the 4 KiB it reads, asked for in time, or null.
 template <class Wanted, class After>
 void multiply_tiles(const TrainingKernels& kernels, float* tiles, const uint16_t* left, const uint16_t* right, const Parts& depth, int64_t count,
                     const Wanted& wanted, const After& after) {
@@ -28,12 +28,12 @@ void multiply_tiles(const TrainingKernels& kernels, float* tiles, const uint16_t
     tile.b = right + depth.first(part) * kPairTile;
     for (int64_t i = 0; i < count; ++i, soon += tile.soon_bytes) {
       tile.a = left + (depth.first(part) * count + i * tile.blocks) * kPairTile;
-      tile.c = tiles + i * kPairTile;
+      tile.c = tiles + (depth.count > 1 ? i * kPairTile : 0);
       tile.from = part > 0 ? tile.c : nullptr;
       tile.soon = soon;
       tile.next_from = part == 0 ? wanted(i) : nullptr;
       kernels.pair_tile(tile);
-      if (part + 1 == depth.count) after(i);
+      if (part + 1 == depth.count) after(i, tile.c);
     }
   }
 }
@@ -67,12 +67,10 @@ struct GatedPairs::Sizes {
   int64_t most_panels() const { return std::min(kBlockPanels, row_panels); }
 };
 
-// [row panels][inner panels][gate, up][32][32]
+// [row panels][inner panels][2 x 16 columns][32][16 of gate, 16 of up]
 struct GatedPairs::Saved {
   Saved(Carver& carver, const Sizes& s) : tiles(carver.take<uint16_t>(2 * s.row_panels * s.inner * kPairTile)), inner(s.inner) {}
-  uint16_t* gate(int64_t row_panel, int64_t panel) const { return tiles + 2 * (row_panel * inner + panel) * kPairTile; }
-  uint16_t* up(int64_t row_panel, int64_t panel) const { return gate(row_panel, panel) + kPairTile; }
-  const float* both(int64_t row_panel, int64_t panel) const { return reinterpret_cast<const float*>(gate(row_panel, panel)); }
+  uint16_t* both(int64_t row_panel, int64_t panel) const { return tiles + 2 * (row_panel * inner + panel) * kPairTile; }
   uint16_t* tiles;
   int64_t inner;
 };
@@ -82,11 +80,11 @@ struct GatedPairs::Forward {
     Worker(Carver& carver, const Sizes& s)
         : x(carver.take<uint16_t>(s.most_panels() * s.hidden * kPairTile)),
           activated(carver.take<uint16_t>(s.most_panels() * s.inner_parts.size * kPairTile)),
-          wide(carver.take<float>(2 * s.most_panels() * kPairTile)),
+          wide(carver.take<float>((s.hidden_parts.count > 1 ? s.most_panels() : 1) * kPairTile)),
           sums(carver.take<float>(s.most_panels() * s.hidden * kPairTile)),
           normed(carver.take<float>(s.hidden * kPairTile)) {}
     uint16_t *x, *activated;       // left factors [rows, hidden], [rows, a part of inner]
-    float* wide;                   // tiles of gate, of up
+    float* wide;                   // tiles of gate and up: one, unless they wait for the rest of a depth in parts
     float* sums;                   // [hidden panels] tiles of out
     float* normed;                 // a panel of rows
   };
@@ -96,7 +94,7 @@ struct GatedPairs::Forward {
     for (int i = 0; i < threads; ++i) workers.emplace_back(carver, s);
   }
   Sizes s;
-  uint16_t* wide;                  // [inner panels][gate, up]: right factors [hidden, inner]
+  uint16_t* wide;                  // [inner panels][2 x 16 columns]: right factors [hidden, 16 columns of gate and 16 of up]
   uint16_t* down;                  // by part of inner, by panel: right factors [inner, hidden]
   std::vector<Worker> workers;
   MatrixView<float> out;
@@ -112,7 +110,7 @@ struct GatedPairs::Backward {
       const size_t mark = carver.mark();
       dout = carver.take<uint16_t>(s.most_panels() * s.hidden * kPairTile);
       dwide = carver.take<uint16_t>(2 * s.most_panels() * s.inner_parts.size * kPairTile);
-      dactivated = carver.take<float>(s.most_panels() * kPairTile);
+      dactivated = carver.take<float>((s.hidden_parts.count > 1 ? s.most_panels() : 1) * kPairTile);
       sums = carver.take<float>(s.most_panels() * s.hidden * kPairTile);
       normed = carver.take<float>(s.hidden * kPairTile);
       const size_t rows_end = carver.mark();
@@ -121,7 +119,7 @@ struct GatedPairs::Backward {
       carver.rewind(std::max(rows_end, carver.mark()));
     }
     uint16_t *dout, *dwide;        // left factors [rows, hidden]; [gate, up] [rows, a part of inner]
-    float* dactivated;             // tiles
+    float* dactivated;             // tiles, or one
     float* sums;                   // [hidden panels] tiles of dx
     float* normed;                 // a panel of rows
     float* gradient;               // of a weight, when the others are done with
@@ -170,9 +168,10 @@ void GatedPairs::forward(MatrixView<float> out, MatrixView<const float> x, const
       const MatrixView<const float>& w = which == 0 ? call.gate : call.up;
       for (int64_t part = 0; part < s.hidden_parts.count; ++part) {
         const int64_t first = s.hidden_parts.first(part), length = s.hidden_parts.length(part);
-        kernels_.pack_right_pairs(f.wide + ((2 * panel + which) * s.hidden + first) * kPairTile,
+        // 32 lines: half of one panel and the same half of the next.
+        kernels_.pack_right_pairs(f.wide + (2 * panel * s.hidden + first) * kPairTile + which * length * 512,
                                   {.from = w.row(panel * kGemmPanel) + first * kGemmPanel, .ld = w.stride, .lines = s.inner_there(panel, 1),
-                                   .depth = length * kGemmPanel, .blocks = length});
+                                   .depth = length * kGemmPanel, .blocks = length, .half_step = s.hidden * kPairTile});
       }
     }
   });
@@ -239,15 +238,11 @@ void GatedPairs::forward_rows(const Forward& f, int64_t block, int worker) const
   kernels_.begin_pairs();
   for (int64_t part = 0; part < s.inner_parts.count; ++part) {
     const int64_t first = s.inner_parts.first(part), length = s.inner_parts.length(part), step = length * kPairTile;
-    for (int64_t inner = first; inner < first + length; ++inner) {
-      const uint16_t* wide = f.wide + 2 * inner * panel;
-      float* up = w.wide + tiles * kPairTile;
+    for (int64_t half = 2 * first; half < 2 * (first + length); ++half) {
       const auto nothing = [](int64_t) { return nullptr; };   // asking for what is only written makes it slower
-      multiply_tiles(kernels_, w.wide, w.x, wide, s.hidden_parts, tiles, nothing, [](int64_t) {});
-      multiply_tiles(kernels_, up, w.x, wide + panel, s.hidden_parts, tiles, nothing, [&](int64_t t) {
-        kernels_.gate_tile({.gate = w.wide + t * kPairTile, .up = up + t * kPairTile, .gate_rounded = f.saved->gate(first_panel + t, inner),
-                            .up_rounded = f.saved->up(first_panel + t, inner),
-                            .activated = w.activated + t * step + (inner - first) * 512, .half_step = length * 512, .gelu = f.gelu});
+      multiply_tiles(kernels_, w.wide, w.x, f.wide + half * panel, s.hidden_parts, tiles, nothing, [&](int64_t t, const float* sums) {
+        kernels_.gate_tile({.sums = sums, .rounded = f.saved->both(first_panel + t, half / 2) + half % 2 * kPairTile,
+                            .activated = w.activated + t * step + (half / 2 - first) * 512 + half % 2 * 16, .half_step = length * 512, .gelu = f.gelu});
       });
     }
     const RowSums sums{w.sums, w.activated, f.down + first * panel, step, length, tiles, s.rows, part == 0, part + 1 == s.inner_parts.count,
@@ -334,12 +329,12 @@ void GatedPairs::backward_rows(const Backward& b, int64_t block, int worker) con
   for (int64_t part = 0; part < s.inner_parts.count; ++part) {
     const int64_t first = s.inner_parts.first(part), length = s.inner_parts.length(part), step = length * kPairTile;
     for (int64_t inner = first; inner < first + length; ++inner) {
-      const auto saved = [&](int64_t t) { return b.saved->both(first_panel + t, inner); };
-      multiply_tiles(kernels_, w.dactivated, w.dout, b.down + inner * panel, s.hidden_parts, tiles, saved, [&](int64_t t) {
+      const auto saved = [&](int64_t t) { return reinterpret_cast<const float*>(b.saved->both(first_panel + t, inner)); };
+      multiply_tiles(kernels_, w.dactivated, w.dout, b.down + inner * panel, s.hidden_parts, tiles, saved, [&](int64_t t, const float* dactivated) {
         const int64_t row_panel = first_panel + t, row_part = row_panel / s.row_parts.size, part_blocks = s.row_parts.length(row_part);
         const int64_t left = t * step + (inner - first) * 512;
         const int64_t right = (s.row_parts.first(row_part) * s.inner + inner * part_blocks) * kPairTile + (row_panel - s.row_parts.first(row_part)) * 512;
-        kernels_.gate_tile_backward({.dactivated = w.dactivated + t * kPairTile, .gate = b.saved->gate(row_panel, inner), .up = b.saved->up(row_panel, inner),
+        kernels_.gate_tile_backward({.dactivated = dactivated, .rounded = b.saved->both(row_panel, inner),
                                      .dgate = w.dwide + left, .dup = w.dwide + tiles * step + left, .half_step = length * 512,
                                      .activated_pairs = b.activated + right, .dgate_pairs = b.dgate + right, .dup_pairs = b.dup + right,
                                      .pairs_half_step = part_blocks * 512, .gelu = b.gelu});

@@ -264,13 +264,11 @@ inline F32 high_half(__m512i row) {
 template <bool kGelu>
 QUIPU_KERNEL void gate_tile_of(const GateTile& tile) {
   for (int row = 0; row < kPairRows; ++row) {
-    const float *g = tile.gate + row * kGemmPanel, *u = tile.up + row * kGemmPanel;
-    const __m512i gate = round_row(f_load(g), f_load(g + 16)), up = round_row(f_load(u), f_load(u + 16));
-    _mm512_storeu_si512(tile.gate_rounded + row * kGemmPanel, gate);
-    _mm512_storeu_si512(tile.up_rounded + row * kGemmPanel, up);
-    const F32 low = f_mul(activate_lanes<kGelu>(low_half(gate)).value, low_half(up));
-    const F32 high = f_mul(activate_lanes<kGelu>(high_half(gate)).value, high_half(up));
-    _mm512_storeu_si512(tile.activated + row / 16 * tile.half_step + row % 16 * 32, round_row(low, high));
+    const float* sums = tile.sums + row * kGemmPanel;
+    const __m512i both = round_row(f_load(sums), f_load(sums + 16));
+    _mm512_storeu_si512(tile.rounded + row * kGemmPanel, both);
+    const F32 activated = f_mul(activate_lanes<kGelu>(low_half(both)).value, high_half(both));
+    _mm256_storeu_si256((__m256i*)(tile.activated + row / 16 * tile.half_step + row % 16 * 32), (__m256i)_mm512_cvtneps_pbh(activated));
   }
 }
 void gate_tile(const GateTile& tile) { tile.gelu ? gate_tile_of<true>(tile) : gate_tile_of<false>(tile); }
@@ -290,9 +288,10 @@ QUIPU_KERNEL void gate_tile_backward_of(const GateTileBackward& tile) {
     __m512i activated[2], dgate[2], dup[2];
     repeat<2>([&](auto i) {
       const float* d = tile.dactivated + (row + i) * kGemmPanel;
-      const __m512i gate = _mm512_loadu_si512(tile.gate + (row + i) * kGemmPanel), up = _mm512_loadu_si512(tile.up + (row + i) * kGemmPanel);
-      const Activated low = activate_lanes<kGelu>(low_half(gate)), high = activate_lanes<kGelu>(high_half(gate));
-      const F32 d_low = f_load(d), d_high = f_load(d + 16), up_low = low_half(up), up_high = high_half(up);
+      const __m512i first = _mm512_loadu_si512(tile.rounded + (row + i) * kGemmPanel);
+      const __m512i second = _mm512_loadu_si512(tile.rounded + kPairTile + (row + i) * kGemmPanel);
+      const Activated low = activate_lanes<kGelu>(low_half(first)), high = activate_lanes<kGelu>(low_half(second));
+      const F32 d_low = f_load(d), d_high = f_load(d + 16), up_low = high_half(first), up_high = high_half(second);
       activated[i] = round_row(f_mul(low.value, up_low), f_mul(high.value, up_high));
       dgate[i] = round_row(f_mul(f_mul(d_low, up_low), low.slope), f_mul(f_mul(d_high, up_high), high.slope));
       dup[i] = round_row(f_mul(d_low, low.value), f_mul(d_high, high.value));

@@ -73,21 +73,20 @@ inline constexpr int64_t kPairRows = 32;
 inline constexpr int64_t kPairTile = kPairRows * kGemmPanel;   // elements of a tile of results, and of a block of a panel
 inline constexpr int64_t kPairDepth = 512;   // a packed block takes the bytes of kGemmDepth floats
 
-// The gate of a feed-forward part on a tile of 32 rows by 32 columns: gate and up are rounded first, so that backward, which
-// has the rounded ones alone, undoes what forward did.
+// The gate of a feed-forward part on 32 rows by 16 columns, half a block of what it makes: gate and up come out of one product,
+// 16 columns of each side by side. They are rounded first, so that backward, which has the rounded ones alone, undoes what
+// forward did.
 struct GateTile {
-  const float* gate = nullptr;     // [32][32]
-  const float* up = nullptr;
-  uint16_t* gate_rounded = nullptr;   // written: [32][32]
-  uint16_t* up_rounded = nullptr;
-  uint16_t* activated = nullptr;   // written: activation(gate) * up, a block of a left factor, its halves half_step apart
+  const float* sums = nullptr;     // [32][16 of gate, 16 of up]
+  uint16_t* rounded = nullptr;     // written: the same
+  uint16_t* activated = nullptr;   // written: activation(gate) * up, 16 columns of a block of a left factor, its halves half_step apart
   int64_t half_step = 0;
   bool gelu = false;
 };
+// A whole block of 32 columns.
 struct GateTileBackward {
   const float* dactivated = nullptr;   // [32][32]
-  const uint16_t* gate = nullptr;      // [32][32]
-  const uint16_t* up = nullptr;
+  const uint16_t* rounded = nullptr;   // [2 x 16 columns][32][16 of gate, 16 of up]
   // Written: blocks of left factors [rows, columns] ...
   uint16_t* dgate = nullptr;
   uint16_t* dup = nullptr;
