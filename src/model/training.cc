@@ -73,8 +73,12 @@ struct TrainableModel<Real>::Pass {
     saved_bytes = carver.bytes();
     // The loss and the layers are never at work at the same time.
     const size_t mark = carver.mark();
-    const int64_t chunk = std::min(count, model.options_.loss_rows);
-    logits = carver.matrix<Real>(chunk, model.config_.vocabulary);
+    const int64_t chunk = std::min(count, model.loss_chunk());
+    if (model.fuses_loss()) {
+      loss_scratch = carver.part(model.ops_.output_loss_bytes(model.loss_shape(), chunk, training));
+    } else {
+      logits = carver.matrix<Real>(chunk, model.config_.vocabulary);
+    }
     final_input = carver.matrix<Real>(chunk, hidden);
     final_normed = carver.matrix<Real>(chunk, hidden);
     dfinal = carver.matrix<Real>(chunk, hidden);
@@ -100,7 +104,7 @@ struct TrainableModel<Real>::Pass {
   MatrixView<Real> logits, final_input, final_normed, dfinal;
   std::span<Real> final_scale, row_losses, row_weights;
   std::span<int32_t> row_predictions, row_targets;
-  std::span<std::byte> scratch;
+  std::span<std::byte> loss_scratch, scratch;
   int64_t saved_bytes = 0, total_bytes = 0;
   const TrainBatch* rows = nullptr;
   const TrainOptions* options = nullptr;
@@ -325,22 +329,29 @@ LossSums TrainableModel<Real>::loss(const Pass& pass, const RowLosses<Real>& row
                             .softcap = config_.logit_softcap};
   if (backward) std::fill_n(pass.gradient.data, pass.gradient.rows * pass.gradient.cols, Real{0});
   LossSums sums;
-  for (int64_t first = 0; first < pass.counted_rows; first += options_.loss_rows) {
-    const int64_t count = std::min(options_.loss_rows, pass.counted_rows - first);
+  for (int64_t first = 0; first < pass.counted_rows; first += loss_chunk()) {
+    const int64_t count = std::min(loss_chunk(), pass.counted_rows - first);
     const std::span<const int32_t> index = pass.counted.subspan(index_of(first), index_of(count));
     for (size_t i = 0; i < index.size(); ++i) {
       pass.row_targets[i] = pass.rows->targets[index_of(index[i])];
       pass.row_weights[i] = pass.rows->weights.empty() ? Real{1} : static_cast<Real>(pass.rows->weights[index_of(index[i])]);
     }
     const auto x = pass.final_input.rows_from(0, count), normed = pass.final_normed.rows_from(0, count);
-    const auto logits = pass.logits.rows_from(0, count), dnormed = pass.dfinal.rows_from(0, count);
+    const auto dnormed = pass.dfinal.rows_from(0, count);
     const auto scale = pass.final_scale.first(index_of(count));
     ops_.gather_rows(x, pass.input(layers_.size()), index);
     ops_.rms_norm(normed, scale, x, norm_weight, static_cast<Real>(config_.norm_epsilon));
-    ops_.matmul(logits, normed, weight(output));
     const RowLosses<Real> chunk{pass.row_losses.first(index_of(count)), pass.row_predictions.first(index_of(count))};
-    const LossSums part = ops_.softmax_cross_entropy(
-        logits, chunk, {pass.row_targets.first(index_of(count)), pass.row_weights.first(index_of(count))}, options);
+    const LossInputs<Real> inputs{pass.row_targets.first(index_of(count)), pass.row_weights.first(index_of(count))};
+    LossSums part;
+    if (fuses_loss()) {
+      part = ops_.output_loss({weight(output), dnormed, backward ? gradient(output) : MatrixView<Real>{}, pass.loss_scratch}, chunk, normed, inputs, options);
+    } else {
+      const auto logits = pass.logits.rows_from(0, count);
+      ops_.matmul(logits, normed, weight(output));
+      part = ops_.softmax_cross_entropy(logits, chunk, inputs, options);
+      if (backward) ops_.matmul_backward(dnormed, LinearBackward<Real>{logits, weight(output), gradient(output)}, normed);
+    }
     sums.weighted += part.weighted;
     sums.z += part.z;
     sums.weight += part.weight;
@@ -351,7 +362,6 @@ LossSums TrainableModel<Real>::loss(const Pass& pass, const RowLosses<Real>& row
       if (!rows.predictions.empty()) rows.predictions[index_of(index[i])] = chunk.predictions[i];
     }
     if (!backward) continue;
-    ops_.matmul_backward(dnormed, LinearBackward<Real>{logits, weight(output), gradient(output)}, normed);
     ops_.rms_norm_backward(dnormed, {gradient(norm).data, index_of(config_.hidden)}, dnormed, {x, scale, norm_weight});
     ops_.scatter_add_rows(pass.gradient, dnormed, index);
   }
@@ -430,7 +440,9 @@ TrainMemory TrainableModel<Real>::memory(std::span<const int64_t> offsets) const
   memory.saved = plan.saved_bytes;
   memory.scratch = footprint(plan.total_bytes) - plan.saved_bytes;
   int64_t largest = 0;
-  for (const NamedParameter& p : parameters_) largest = std::max(largest, p.elements);
+  for (const NamedParameter& p : parameters_) {
+    if (p.layer >= 0 || !fuses_loss()) largest = std::max(largest, p.elements);
+  }
   memory.products = ops_.scratch_bytes(largest);
   return memory;
 }

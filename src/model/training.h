@@ -79,7 +79,7 @@ class TrainableModel {
  public:
   struct Options {
     bool recompute = false;        // keep only each layer's input; compute the rest again in backward
-    int64_t loss_rows = 1024;      // rows of logits alive at once
+    int64_t loss_rows = 1024;      // rows of logits alive at once; twice as many where only their rounded gradients are
   };
   // ops must outlive the model. Errors (kUsage, kBadInput) name what of the configuration cannot be trained.
   static Result<std::unique_ptr<TrainableModel>> create(const ModelConfig& config, TrainingOps<Real>& ops,
@@ -140,6 +140,9 @@ class TrainableModel {
   LayerOptions<Real> layer_options(const Pass& pass, size_t layer) const;
   double forward_layer(const Pass& pass, size_t layer);
   LossSums loss(const Pass& pass, const RowLosses<Real>& rows, bool backward);
+  OutputLossShape loss_shape() const { return {config_.hidden, config_.vocabulary, config_.logit_scale, config_.logit_softcap}; }
+  bool fuses_loss() const { return ops_.fuses_output_loss(loss_shape()); }
+  int64_t loss_chunk() const { return fuses_loss() ? 2 * options_.loss_rows : options_.loss_rows; }   // rows
 
   ModelConfig config_;
   TrainingOps<Real>& ops_;

@@ -60,6 +60,17 @@ bool fits(const MatrixView<Real>& gradient, const MatrixView<const Real>& weight
   return gradient.data == nullptr || same_shape(gradient, weight);
 }
 
+template <class Real>
+void check_loss(const char* op, int64_t count, int64_t vocabulary, const RowLosses<Real>& rows, const LossInputs<Real>& in) {
+  const size_t n = static_cast<size_t>(count);
+  CHECK(in.targets.size() == n && (in.weights.empty() || in.weights.size() == n) && (rows.losses.empty() || rows.losses.size() == n) &&
+        (rows.predictions.empty() || rows.predictions.size() == n))
+      << "[" << op << "] logits [" << count << ", " << vocabulary << "], " << in.targets.size() << " targets, " << in.weights.size() << " weights";
+  for (const int32_t target : in.targets) {
+    CHECK(target >= -1 && target < vocabulary) << "[" << op << "] target " << target << " of " << vocabulary;
+  }
+}
+
 // What the backward of any part in one piece asks of its rows.
 template <class Real>
 void check_part_backward(const char* name, const ResidualNorm<Real>& norm, MatrixView<Real> dx, MatrixView<const Real> dout, MatrixView<const Real> x) {
@@ -329,15 +340,27 @@ void TrainingOps<Real>::do_self_attention_backward(MatrixView<Real>, const SelfA
 template <class Real>
 LossSums TrainingOps<Real>::softmax_cross_entropy(MatrixView<Real> logits, const RowLosses<Real>& rows,
                                                   const LossInputs<Real>& in, const LossOptions& options) {
-  const size_t n = static_cast<size_t>(logits.rows);
-  CHECK(in.targets.size() == n && (in.weights.empty() || in.weights.size() == n) && (rows.losses.empty() || rows.losses.size() == n) &&
-        (rows.predictions.empty() || rows.predictions.size() == n))
-      << "[softmax_cross_entropy] logits " << shape_of(logits) << ", " << in.targets.size() << " targets, " << in.weights.size()
-      << " weights";
-  for (const int32_t target : in.targets) {
-    CHECK(target >= -1 && target < logits.cols) << "[softmax_cross_entropy] target " << target << " of " << logits.cols;
-  }
+  check_loss("softmax_cross_entropy", logits.rows, logits.cols, rows, in);
   return do_softmax_cross_entropy(logits, rows, in, options);
+}
+
+template <class Real>
+LossSums TrainingOps<Real>::output_loss(const OutputLossCall<Real>& call, const RowLosses<Real>& rows, MatrixView<const Real> x,
+                                        const LossInputs<Real>& in, const LossOptions& options) {
+  const OutputLossShape shape{x.cols, call.w.rows, options.logit_scale, options.softcap};
+  CHECK(fuses_output_loss(shape) && x.rows > 0 && call.w.cols == x.cols && (!options.backward || (same_shape(call.dx, x) && fits(call.dw, call.w))))
+      << "[output_loss] " << name() << ": x " << shape_of(x) << ", w " << shape_of(call.w) << ", dx " << shape_of(call.dx) << ", dw " << shape_of(call.dw);
+  CHECK(static_cast<int64_t>(call.scratch.size()) >= output_loss_bytes(shape, x.rows, options.backward)) << "[output_loss] " << call.scratch.size() << " bytes of scratch";
+  check_loss("output_loss", x.rows, call.w.rows, rows, in);
+  return do_output_loss(call, rows, x, in, options);
+}
+
+// Never reached: output_loss() asks fuses_output_loss() first.
+template <class Real>
+LossSums TrainingOps<Real>::do_output_loss(const OutputLossCall<Real>&, const RowLosses<Real>&, MatrixView<const Real>, const LossInputs<Real>&,
+                                           const LossOptions&) {
+  CHECK(false) << "[output_loss] " << name();
+  return {};
 }
 
 template <class Real>

@@ -148,6 +148,16 @@ class TrainingOps {
   LossSums softmax_cross_entropy(MatrixView<Real> logits, const RowLosses<Real>& rows, const LossInputs<Real>& in,
                                  const LossOptions& options);
 
+  // --- loss with its product, optional -------------------------------------------------------------------------------
+  // softmax_cross_entropy(x w^T) and its backward in one piece, as gated() is, without logits in fp32. What it means is
+  // model/training.cc, which composes matmul, softmax_cross_entropy and matmul_backward. More rows want no less scratch.
+  virtual bool fuses_output_loss(const OutputLossShape& shape) const { return (void)shape, false; }
+  virtual int64_t output_loss_bytes(const OutputLossShape& shape, int64_t rows, bool backward) const {
+    return (void)shape, (void)rows, (void)backward, int64_t{0};
+  }
+  LossSums output_loss(const OutputLossCall<Real>& call, const RowLosses<Real>& rows, MatrixView<const Real> x, const LossInputs<Real>& in,
+                       const LossOptions& options);
+
   // --- optimiser ----------------------------------------------------------------------------------------------------
   double squared_norm(std::span<const Real> values);                                     // in double
   // Decoupled weight decay, in place:                                                  [Loshchilov & Hutter 2019]
@@ -197,6 +207,8 @@ class TrainingOps {
                                           MatrixView<const Real> x, const SelfAttentionCall<Real>& call);
   virtual LossSums do_softmax_cross_entropy(MatrixView<Real> logits, const RowLosses<Real>& rows,
                                             const LossInputs<Real>& in, const LossOptions& options) = 0;
+  virtual LossSums do_output_loss(const OutputLossCall<Real>& call, const RowLosses<Real>& rows, MatrixView<const Real> x,
+                                  const LossInputs<Real>& in, const LossOptions& options);
   virtual double do_squared_norm(std::span<const Real> values) = 0;
   virtual void do_adamw(std::span<Real> weights, const AdamState<Real>& state, const AdamSettings& settings) = 0;
 

@@ -191,6 +191,19 @@ struct LossSums {
   int64_t correct = 0;             // rows whose largest logit is the target's (the first of equals)
 };
 
+// The loss of rows with the product that makes their logits as one operation.
+struct OutputLossShape {
+  int64_t hidden = 0, vocabulary = 0;
+  double logit_scale = 1, softcap = 0;
+};
+template <class Real>
+struct OutputLossCall {
+  MatrixView<const Real> w;            // [vocabulary, hidden]
+  MatrixView<Real> dx;                 // backward: [rows, hidden], written over; overlaps nothing
+  MatrixView<Real> dw;                 // backward: as w, added to; data null: frozen
+  std::span<std::byte> scratch;        // output_loss_bytes(): anything before and after
+};
+
 template <class Real>
 struct AdamState {
   std::span<const Real> gradients;

@@ -9,6 +9,7 @@
 #include "backend/cpu/training_attention.h"
 #include "backend/cpu/training_gated.h"
 #include "backend/cpu/training_gemm.h"
+#include "backend/cpu/training_output_loss.h"
 #include "backend/cpu/training_pair_attention.h"
 #include "backend/cpu/training_self_attention.h"
 
@@ -49,7 +50,8 @@ class CpuTrainingOps final : public TrainingOps<float> {
         gated_(kernels_, pool()),
         attention_(kernels_, pool()),
         pair_attention_(kernels_, pool()),
-        self_attention_(kernels_, pool()) {}
+        self_attention_(kernels_, pool()),
+        output_loss_(kernels_, pool()) {}
 
   std::string name() const override {
     return "cpu " + std::string(isa_name(isa_)) + (gemm_.rounds() ? " bf16" : " fp32");
@@ -60,6 +62,10 @@ class CpuTrainingOps final : public TrainingOps<float> {
   bool fuses_self_attention(const SelfAttentionShape& shape) const override { return gemm_.rounds() && self_attention_.takes(shape); }
   FusedMemory self_attention_memory(const SelfAttentionShape& shape, std::span<const int64_t> offsets) const override {
     return self_attention_.memory(shape, offsets);
+  }
+  bool fuses_output_loss(const OutputLossShape& shape) const override { return gemm_.rounds() && output_loss_.takes(shape); }
+  int64_t output_loss_bytes(const OutputLossShape& shape, int64_t rows, bool backward) const override {
+    return output_loss_.memory(shape, rows, backward);
   }
 
  private:
@@ -248,18 +254,35 @@ class CpuTrainingOps final : public TrainingOps<float> {
 
   LossSums do_softmax_cross_entropy(Matrix logits, const RowLosses<float>& rows, const LossInputs<float>& in,
                                     const LossOptions& options) override {
-    loss_rows_.resize(index_of(logits.rows));
+    begin_loss_rows(logits.rows, in, options);
     for_rows(logits.rows, logits.cols, [&](int64_t row) {
       cpu::LossRow& r = loss_rows_[index_of(row)];
-      r = {.logits = logits.row(row), .n = logits.cols, .target = in.targets[index_of(row)],
-           .weight = in.weights.empty() ? 1.0f : in.weights[index_of(row)], .z_loss = static_cast<float>(options.z_loss),
-           .logit_scale = static_cast<float>(options.logit_scale), .softcap = static_cast<float>(options.softcap)};
+      r.logits = logits.row(row), r.n = logits.cols;
       r.backward = options.backward && r.target >= 0;
       kernels_.loss_row(r);
       if (options.backward && r.target < 0) std::fill_n(r.logits, r.n, 0.0f);
     });
+    return sum_loss_rows(rows, options);
+  }
+
+  LossSums do_output_loss(const OutputLossCall<float>& call, const RowLosses<float>& rows, ConstMatrix x, const LossInputs<float>& in,
+                          const LossOptions& options) override {
+    begin_loss_rows(x.rows, in, options);
+    output_loss_.run(call, x, loss_rows_, options.backward);
+    return sum_loss_rows(rows, options);
+  }
+
+  void begin_loss_rows(int64_t count, const LossInputs<float>& in, const LossOptions& options) {
+    loss_rows_.resize(index_of(count));
+    for (size_t row = 0; row < loss_rows_.size(); ++row) {
+      loss_rows_[row] = {.target = in.targets[row], .weight = in.weights.empty() ? 1.0f : in.weights[row],
+                         .z_loss = static_cast<float>(options.z_loss), .logit_scale = static_cast<float>(options.logit_scale),
+                         .softcap = static_cast<float>(options.softcap)};
+    }
+  }
+  LossSums sum_loss_rows(const RowLosses<float>& rows, const LossOptions& options) const {
     LossSums sums;
-    for (int64_t row = 0; row < logits.rows; ++row) {
+    for (int64_t row = 0; row < static_cast<int64_t>(loss_rows_.size()); ++row) {
       const cpu::LossRow& r = loss_rows_[index_of(row)];
       const float loss = r.target < 0 ? 0.0f : r.log_sum_exp - r.target_value;
       if (!rows.losses.empty()) rows.losses[index_of(row)] = loss;
@@ -346,6 +369,7 @@ class CpuTrainingOps final : public TrainingOps<float> {
   cpu::TrainingAttention attention_;
   cpu::PairAttention pair_attention_;
   cpu::SelfAttentionPairs self_attention_;
+  cpu::OutputLossPairs output_loss_;
   std::vector<GemmColumns> columns_;
   std::vector<GemmRows> rows_;
   std::vector<cpu::GemmTerm> terms_;

@@ -576,6 +576,82 @@ TEST_P(CpuTraining, CrossEntropyAgrees) {
   }
 }
 
+TEST_P(CpuTraining, TheOutputsLossInOnePieceIsThatOfItsParts) {
+  Sides s(GetParam(), MatmulPrecision::kBfloat16);
+  ASSERT_EQ(s.cpu->fuses_output_loss({.hidden = 64, .vocabulary = 96}), GetParam() == Isa::kAmx);
+  for (const OutputLossShape not_this : {OutputLossShape{48, 96}, {64, 100}, {64, 96, 1.0, 30.0}, {64, 96, -1.0}}) {
+    EXPECT_FALSE(s.cpu->fuses_output_loss(not_this));
+  }
+  EXPECT_FALSE(Sides(GetParam()).cpu->fuses_output_loss({.hidden = 64, .vocabulary = 96})) << "fp32 stays exact";
+  if (GetParam() != Isa::kAmx) return;
+  struct Size {
+    int64_t rows, hidden, vocabulary;
+    bool whole;                    // numbers, which have many equal logits
+  };
+  // Blocks of 8 panels of rows, depths of 16, tasks of 8 by 16 panels of the gradient, and what is left of each.
+  for (const Size size : {Size{1, 32, 32, false}, {31, 64, 96, true}, {33, 96, 544, false}, {300, 544, 64, false}, {530, 64, 576, true}}) {
+    SCOPED_TRACE(std::to_string(size.rows) + "x" + std::to_string(size.hidden) + "x" + std::to_string(size.vocabulary));
+    Pair x(size.rows, size.hidden, 1), w(size.vocabulary, size.hidden, 2), dw(size.vocabulary, size.hidden, 3), dx(size.rows, size.hidden, 4);
+    Pair weights(1, size.rows, 5), losses(1, size.rows, 6), logits(size.rows, size.vocabulary, 7);
+    for (Pair* pair : {&x, &w}) {
+      for (size_t i = 0; i < pair->f.size() && size.whole; ++i) pair->d[i] = pair->f[i] = static_cast<float>(static_cast<int>(i * 37 % 11 % 5) - 2);
+    }
+    std::vector<int32_t> targets, found(static_cast<size_t>(size.rows)), expected(found);
+    for (int64_t i = 0; i < size.rows; ++i) targets.push_back(i % 7 == 3 ? -1 : static_cast<int32_t>(i * 31 % size.vocabulary));
+    const LossOptions options{.backward = true, .z_loss = 0.02, .logit_scale = size.whole ? 0.05 : 0.4};
+    const OutputLossShape shape{size.hidden, size.vocabulary, options.logit_scale, 0.0};
+    const Buffer scratch = Buffer::allocate(static_cast<size_t>(s.cpu->output_loss_bytes(shape, size.rows, true))).value();
+    std::fill_n(scratch.as<uint8_t>(), scratch.size(), uint8_t{0xff});
+    const OutputLossCall<float> call{w.fv(), dx.fv(), dw.fv(), {scratch.data(), scratch.size()}};
+    const LossSums f = s.cpu->output_loss(call, {losses.f, found}, x.fv(), {targets, weights.f}, options);
+    s.reference->matmul(logits.dv(), x.dv(), w.dv());
+    const LossSums d = s.reference->softmax_cross_entropy(logits.dv(), {losses.d, expected}, {targets, weights.d}, options);
+    s.reference->matmul_backward(dx.dv(), LinearBackward<double>{logits.dv(), w.dv(), dw.dv()}, x.dv());
+    // Logits of factors off by 2^-9 each, the gradient rounded once more, another factor: the bound of two products in a row.
+    expect_close("dx", dx, 1.6e-2);
+    expect_close("dw", dw, 1.6e-2);
+    expect_close("losses", losses, 1.6e-2);
+    if (size.whole) {   // exact logits
+      EXPECT_EQ(found, expected);
+      EXPECT_EQ(f.correct, d.correct);
+      expect_close("losses", losses, 4e-6);
+    }
+    EXPECT_NEAR(f.weighted, d.weighted, 1.6e-2 * static_cast<double>(size.rows));
+    EXPECT_NEAR(f.z, d.z, 1.6e-2 * static_cast<double>(size.rows));
+    EXPECT_DOUBLE_EQ(f.weight, d.weight);
+    EXPECT_EQ(f.rows, d.rows);
+    // The same by parts with the same roundings: a gradient may fall on the other side of one, 2^-8 of one product.
+    Pair part_logits(size.rows, size.vocabulary, 8), part_dx = dx, part_dw(size.vocabulary, size.hidden, 3);
+    s.cpu->matmul(part_logits.fv(), x.fv(), w.fv());
+    s.cpu->softmax_cross_entropy(part_logits.fv(), {}, {targets, weights.f}, options);
+    s.cpu->matmul_backward(part_dx.fv(), LinearBackward<float>{part_logits.fv(), w.fv(), part_dw.fv()}, x.fv());
+    for (Pair* part : {&part_dx, &part_dw}) part->d.assign((part == &part_dx ? dx : dw).f.begin(), (part == &part_dx ? dx : dw).f.end());
+    expect_close("dx by parts", part_dx, 1e-3);
+    expect_close("dw by parts", part_dw, 1e-3);
+    // Without backward the same losses, and nothing else is touched.
+    LossOptions forward = options;
+    forward.backward = false;
+    const std::vector<float> before = losses.f;
+    const int64_t less = s.cpu->output_loss_bytes(shape, size.rows, false);
+    ASSERT_LE(less, static_cast<int64_t>(scratch.size()));
+    EXPECT_EQ(s.cpu->output_loss({w.fv(), {}, {}, {scratch.data(), static_cast<size_t>(less)}}, {losses.f, found}, x.fv(), {targets, weights.f}, forward).weighted,
+              f.weighted);
+    EXPECT_EQ(losses.f, before);
+    // A frozen weight, from which only dx comes.
+    const std::vector<float> dx_before = dx.f;
+    std::fill(dx.f.begin(), dx.f.end(), 0.0f);
+    s.cpu->output_loss({w.fv(), dx.fv(), {}, call.scratch}, {}, x.fv(), {targets, weights.f}, options);
+    EXPECT_EQ(dx.f, dx_before);
+  }
+  Pair x(40, 32, 1), w(64, 32, 2), dx(40, 32, 3);
+  x.f[33] = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<int32_t> targets(40, 5);
+  const Buffer scratch = Buffer::allocate(static_cast<size_t>(s.cpu->output_loss_bytes({32, 64}, 40, true))).value();
+  EXPECT_TRUE(std::isnan(s.cpu->output_loss({w.fv(), dx.fv(), {}, {scratch.data(), scratch.size()}}, {}, x.fv(), {targets, {}}, {}).weighted));
+  EXPECT_TRUE(std::isnan(dx.f[32]));
+  EXPECT_FALSE(std::isnan(dx.f[0]));
+}
+
 TEST_P(CpuTraining, AdamWAndTheNormAgree) {
   Sides s(GetParam());
   constexpr int64_t kCount = 40001;

@@ -114,6 +114,8 @@ void pack_pairs(uint16_t* out, const PairSource& s) {
 void pack_left_pairs(uint16_t* out, const PairSource& source) { pack_pairs<true>(out, source); }
 void pack_right_pairs(uint16_t* out, const PairSource& source) { pack_pairs<false>(out, source); }
 
+// A cache line past the caches: of what is larger than they are and read much later.
+inline void store_past(uint16_t* to, __m512i line) { _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line); }
 inline void prefetch_to_write(const void* p) { __asm__ volatile("prefetchw %0" : : "m"(*static_cast<const char*>(p))); }
 
 #include "ops/kernels/amx_tile_registers.h"
@@ -130,19 +132,22 @@ void begin_pairs() {
   }
   __asm__ volatile("ldtilecfg %0" : : "m"(config));
 }
-void end_pairs() { __asm__ volatile("tilerelease"); }
+void end_pairs() {
+  __asm__ volatile("tilerelease");
+  _mm_sfence();                    // behind store_past
+}
 
 template <int kTile, bool kOnce>
-inline void load_left(const uint16_t* a) {
+inline void load_factor(const uint16_t* from) {
   if constexpr (kOnce) {
-    tile_load_once<kTile>(a, 64);
+    tile_load_once<kTile>(from, 64);
   } else {
-    tile_load<kTile>(a, 64);
+    tile_load<kTile>(from, 64);
   }
 }
 
-// kOnce: rows of the left factor by loads that leave the first-level cache to the right one.
-template <bool kOnce>
+// kLeftOnce, kRightOnce: that factor by loads that leave the first-level cache to the other.
+template <bool kLeftOnce, bool kRightOnce>
 QUIPU_KERNEL void pair_tile_of(const PairTile& tile) {
   const bool whole = tile.rows == kPairRows && tile.cols == kGemmPanel;
   float* c = tile.c;
@@ -179,12 +184,12 @@ QUIPU_KERNEL void pair_tile_of(const PairTile& tile) {
         prefetch_far(next_from);
         prefetch_far(next_from + 16);
       }
-      tile_load<6>(b, 64);
-      load_left<4, kOnce>(a);
+      load_factor<6, kRightOnce>(b);
+      load_factor<4, kLeftOnce>(a);
       tile_dot_bf16<0, 4, 6>();
-      tile_load<7>(b + b_half, 64);
+      load_factor<7, kRightOnce>(b + b_half);
       tile_dot_bf16<1, 4, 7>();
-      load_left<5, kOnce>(a + a_half);
+      load_factor<5, kLeftOnce>(a + a_half);
       tile_dot_bf16<2, 5, 6>();
       tile_dot_bf16<3, 5, 7>();
     }
@@ -219,7 +224,10 @@ QUIPU_KERNEL void pair_tile_of(const PairTile& tile) {
 
 // Two panels of this many blocks, and what is summed, are more than a first-level cache holds.
 constexpr int64_t kLongBlocks = 10;
-void pair_tile(const PairTile& tile) { tile.blocks < kLongBlocks ? pair_tile_of<false>(tile) : pair_tile_of<true>(tile); }
+void pair_tile(const PairTile& tile) {
+  if (tile.blocks < kLongBlocks) return pair_tile_of<false, false>(tile);
+  tile.left_stays ? pair_tile_of<false, true>(tile) : pair_tile_of<true, false>(tile);
+}
 
 // 2^x; x over 127 is infinite, under -149 it is 0, NaN stays. Relative error under 3e-6 (a polynomial of 2^r of least largest
 // relative error, 0 <= r < 1), where probabilities are rounded to 2^-9.
@@ -462,6 +470,77 @@ void score_columns_backward(const ScoreColumnsBackward& b) {
   }
 }
 
+// ---- loss: logits lie as [vocabulary][rows] ---------------------------------------------------------------------------------
+
+// Lanes whose target is among the 32 from `first` on.
+inline __mmask16 targets_here(__m512i target, int32_t first) {
+  return _mm512_cmplt_epu32_mask(_mm512_sub_epi32(target, _mm512_set1_epi32(first)), _mm512_set1_epi32(static_cast<int>(kGemmPanel)));
+}
+
+QUIPU_KERNEL void loss_columns(const LossColumns& tile) {
+  for (int column = 0; column < kPairRows; column += 16) {
+    const float* logits = tile.logits + column;
+    const auto logit = [&](int i) { return f_load(logits + i * kPairRows); };
+    F32 largest[4];
+    repeat<4>([&](auto i) { largest[i] = logit(i); });
+    for (int k = 4; k < kGemmPanel; k += 4) {
+      repeat<4>([&](auto i) { largest[i] = f_max(logit(k + i), largest[i]); });
+    }
+    const F32 here = f_max(f_max(largest[0], largest[1]), f_max(largest[2], largest[3])), old = f_load(tile.maximum + column);
+    const __mmask16 larger = _mm512_cmp_ps_mask(here, old, _CMP_GT_OQ);
+    const F32 maximum = _mm512_mask_mov_ps(old, larger, here), scale = f_set1(tile.scale * kLog2E), offset = f_mul(maximum, scale);
+    F32 total[4] = {f_zero(), f_zero(), f_zero(), f_zero()};
+    for (int k = 0; k < kGemmPanel; k += 4) {
+      repeat<4>([&](auto i) { total[i] = f_add(total[i], exp2_lanes(_mm512_fmsub_ps(logit(k + i), scale, offset))); });
+    }
+    const F32 sum = f_add(f_add(total[0], total[1]), f_add(total[2], total[3]));
+    const F32 rescale = _mm512_mask_mov_ps(f_set1(1.0f), larger, exp2_lanes(_mm512_fmsub_ps(old, scale, offset)));
+    f_store(tile.total + column, f_fma(f_load(tile.total + column), rescale, sum));
+    f_store(tile.maximum + column, maximum);
+    alignas(64) float values[16];
+    f_store(values, maximum);
+    for (unsigned lanes = larger; lanes != 0; lanes &= lanes - 1) {
+      const int lane = __builtin_ctz(lanes);
+      int k = 0;
+      while (k + 1 < kGemmPanel && !(logits[k * kPairRows + lane] == values[lane])) ++k;
+      tile.best[column + lane] = tile.first + k;
+    }
+    for (unsigned lanes = targets_here(_mm512_loadu_si512(tile.target + column), tile.first); lanes != 0; lanes &= lanes - 1) {
+      const int lane = __builtin_ctz(lanes);
+      tile.target_value[column + lane] = logits[(tile.target[column + lane] - tile.first) * kPairRows + lane];
+    }
+  }
+}
+
+template <bool kTargets>
+QUIPU_KERNEL void loss_columns_backward_of(const LossColumnsBackward& tile) {
+  const F32 scale = f_set1(tile.scale * kLog2E);
+  F32 lse[2], factor[2];
+  repeat<2>([&](auto i) {
+    lse[i] = f_mul(f_load(tile.log_sum_exp + 16 * i), f_set1(kLog2E));
+    factor[i] = f_load(tile.factor + 16 * i);
+  });
+  for (int k = 0; k < kGemmPanel; k += 2) {
+    F32 g[2][2];   // [vocabulary][half of the rows]
+    repeat<2>([&](auto j) {
+      repeat<2>([&](auto i) {
+        g[j][i] = f_mul(factor[i], exp2_lanes(_mm512_fmsub_ps(f_load(tile.logits + (k + j) * kPairRows + 16 * i), scale, lse[i])));
+        if constexpr (kTargets) {
+          const __mmask16 target = _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(tile.target + 16 * i), _mm512_set1_epi32(tile.first + k + j));
+          g[j][i] = _mm512_mask_sub_ps(g[j][i], target, g[j][i], f_load(tile.target_factor + 16 * i));
+        }
+      });
+      store_past(tile.gradients + (k + j) / 16 * tile.half_step + (k + j) % 16 * 32, round_row(g[j][0], g[j][1]));
+    });
+    repeat<2>([&](auto i) { _mm512_storeu_si512(tile.gradient_columns + i * tile.columns_half_step + k / 2 * 32, pair_lanes(g[0][i], g[1][i])); });
+  }
+}
+
+void loss_columns_backward(const LossColumnsBackward& tile) {
+  const __mmask16 low = targets_here(_mm512_loadu_si512(tile.target), tile.first), high = targets_here(_mm512_loadu_si512(tile.target + 16), tile.first);
+  (low | high) != 0 ? loss_columns_backward_of<true>(tile) : loss_columns_backward_of<false>(tile);
+}
+
 void scale_columns(float* x, const float* factor, int64_t rows) {
   F32 f[kPairQueries / 16];
   repeat<kPairQueries / 16>([&](auto i) { f[i] = f_load(factor + 16 * i); });
@@ -515,6 +594,8 @@ const TrainingKernels& amx_training_kernels() {
     t.add_row_products = add_row_products;
     t.score_columns = score_columns;
     t.score_columns_backward = score_columns_backward;
+    t.loss_columns = loss_columns;
+    t.loss_columns_backward = loss_columns_backward;
     t.scale_columns = scale_columns;
     t.store_transposed = store_transposed;
     return t;

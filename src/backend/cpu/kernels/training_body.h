@@ -312,6 +312,8 @@ constexpr TrainingKernels make_training_table(const char* name) {
           .add_row_products = nullptr,
           .score_columns = nullptr,
           .score_columns_backward = nullptr,
+          .loss_columns = nullptr,
+          .loss_columns_backward = nullptr,
           .scale_columns = nullptr,
           .store_transposed = nullptr};
 }

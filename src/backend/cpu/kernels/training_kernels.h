@@ -47,6 +47,8 @@ struct PairTile {
   // A depth in several stretches of `blocks`: how far apart they lie in both factors, and the halves of a's panel; 0: blocks * 512.
   int64_t stretches = 1;
   int64_t a_stretch = 0, b_stretch = 0, a_half = 0;
+  // The panel of the left factor, not of the right one, is the next tile's, too: it is to stay in the first-level cache.
+  bool left_stays = false;
   // What is added to the product, rows from_ld apart; null: nothing. c, or a tile of its own where a depth is gone through in
   // parts: rows of c that are a power of two apart share few sets of the first-level cache.
   const float* from = nullptr;
@@ -130,6 +132,36 @@ struct ScoreColumnsBackward {
   int64_t half_step = 0;
   uint16_t* gradient_columns = nullptr;
   float scale = 1.0f, softcap = 0.0f;
+};
+
+// One step of the loss's running softmax: a tile of logits of 32 rows, one a column.
+struct LossColumns {
+  const float* logits = nullptr;   // [32 of the vocabulary][32 rows], unscaled
+  int32_t first = 0;               // of the vocabulary
+  const int32_t* target = nullptr;     // [32]
+  float scale = 1.0f;              // > 0
+  // [32], of the vocabulary up to here: the largest logit, the sum of exp(scale * (logit - maximum)), the target's logit, and where
+  // the largest was first found.
+  float* maximum = nullptr;
+  float* total = nullptr;
+  float* target_value = nullptr;
+  int32_t* best = nullptr;
+};
+// Its backward: factor * exp(scale * logit - log_sum_exp), less target_factor at the target.
+struct LossColumnsBackward {
+  const float* logits = nullptr;
+  int32_t first = 0;
+  const int32_t* target = nullptr;
+  float scale = 1.0f;
+  const float* log_sum_exp = nullptr;   // [32]
+  const float* factor = nullptr;        // [32]
+  const float* target_factor = nullptr; // [32]
+  // Written: a block of 32 rows of a left factor [vocabulary, rows], past the caches, 64-byte aligned, and a block of 32 of the
+  // vocabulary of a right one.
+  uint16_t* gradients = nullptr;
+  int64_t half_step = 0;
+  uint16_t* gradient_columns = nullptr;
+  int64_t columns_half_step = 0;
 };
 
 // One row of a norm's backward. dx = (add ? dx : 0) + scale * (dy * weight - a - xhat * b), with a = 0 for rms_norm.
@@ -227,7 +259,7 @@ struct TrainingKernels {
   void (*pair_tile)(const PairTile& tile);
   void (*pack_left_pairs)(uint16_t* out, const PairSource& source);
   void (*pack_right_pairs)(uint16_t* out, const PairSource& source);
-  void (*begin_pairs)();           // around a thread's pair_tile calls
+  void (*begin_pairs)();           // around a thread's pair_tile calls; what is written past the caches is there for others after
   void (*end_pairs)();
   void (*gate_tile)(const GateTile& tile);
   void (*gate_tile_backward)(const GateTileBackward& tile);
@@ -238,6 +270,8 @@ struct TrainingKernels {
   // Attention over pairs. score_columns says whether any rescale is not 1.
   bool (*score_columns)(const ScoreColumns& block);
   void (*score_columns_backward)(const ScoreColumnsBackward& block);
+  void (*loss_columns)(const LossColumns& tile);
+  void (*loss_columns_backward)(const LossColumnsBackward& tile);
   // x[r, c] *= factor[c], rows of kPairQueries columns.
   void (*scale_columns)(float* x, const float* factor, int64_t rows);
   // out[c * out_ld + r] = factor[c] * in[r * kPairQueries + c] for c < cols, r < rows; factor null: 1.
