@@ -274,7 +274,7 @@ QUIPU_KERNEL void gate_tile_of(const GateTile& tile) {
   for (int row = 0; row < kPairRows; ++row) {
     const float* sums = tile.sums + row * kGemmPanel;
     const __m512i both = round_row(f_load(sums), f_load(sums + 16));
-    _mm512_storeu_si512(tile.rounded + row * kGemmPanel, both);
+    store_past(tile.rounded + row * kGemmPanel, both);
     const F32 activated = f_mul(activate_lanes<kGelu>(low_half(both)).value, high_half(both));
     _mm256_storeu_si256((__m256i*)(tile.activated + row / 16 * tile.half_step + row % 16 * 32), (__m256i)_mm512_cvtneps_pbh(activated));
   }

@@ -80,7 +80,7 @@ inline constexpr int64_t kPairDepth = 512;   // a packed block takes the bytes o
 // forward did.
 struct GateTile {
   const float* sums = nullptr;     // [32][16 of gate, 16 of up]
-  uint16_t* rounded = nullptr;     // written: the same
+  uint16_t* rounded = nullptr;     // written: the same, past the caches, 64-byte aligned
   uint16_t* activated = nullptr;   // written: activation(gate) * up, 16 columns of a block of a left factor, its halves half_step apart
   int64_t half_step = 0;
   bool gelu = false;
