@@ -97,10 +97,11 @@ struct TrainingCall {
   const PackedBatch& batch;
   const LayerOptions<Real>& options;
   std::span<const MatrixView<const Real>> weights;     // as parameters(); a vector is [1, length]
-  std::span<const MatrixView<Real>> gradients = {};    // backward: added to; data null: frozen
+  std::span<const MatrixView<Real>> gradients = {};    // backward: added to, but see weight_gradients; data null: frozen
   std::span<std::byte> saved = {};                     // saved_bytes(batch): written by forward, read by backward
   std::span<std::byte> scratch = {};                   // scratch_bytes(batch): anything before and after
   ResidualNorm<Real> norm = {};                        // for parts that take it
+  Gradient weight_gradients = Gradient::kAdd;          // kWrite: those that writes_gradient() are written over
 };
 
 template <class Real>
@@ -114,6 +115,8 @@ class TrainableAttention {
   // Whether it does the norm before it and the residual connection around it itself, as call.norm says: out = x + part(norm(x)),
   // and backward's dx is its dout.
   virtual bool takes_norm() const { return false; }
+  // Whether backward can write the gradient of parameter `parameter` over, so that it need not be zero before.
+  virtual bool writes_gradient(size_t parameter) const { return (void)parameter, false; }
   // Only offsets of the batch matter.
   virtual int64_t saved_bytes(const PackedBatch& batch) const = 0;
   virtual int64_t scratch_bytes(const PackedBatch& batch) const = 0;   // the larger of forward's and backward's
@@ -123,7 +126,7 @@ class TrainableAttention {
   // out [rows, hidden] = attention(x [rows, hidden]); out must not overlap x. Returns what the layer adds to the loss
   // (penalties, already weighted), 0 for most.
   virtual double forward(MatrixView<Real> out, MatrixView<const Real> x, const TrainingCall<Real>& call) const = 0;
-  // dx = the gradient of (dout . out + what forward returned) with respect to x; adds to call.gradients. Called with the
+  // dx = the gradient of (dout . out + what forward returned) with respect to x; gives call.gradients. Called with the
   // x, batch, options, weights and saved region of its forward. dx overlaps neither dout nor x.
   virtual void backward(MatrixView<Real> dx, MatrixView<const Real> dout, MatrixView<const Real> x,
                         const TrainingCall<Real>& call) const = 0;

@@ -37,6 +37,7 @@ class TrainableGatedMlp final : public TrainableFeedForward<Real> {
   }
 
   bool takes_norm() const override { return fused_; }
+  bool writes_gradient(size_t) const override { return fused_; }
 
   double forward(Matrix out, ConstMatrix x, const Call& call) const override {
     if (fused_) {
@@ -54,7 +55,10 @@ class TrainableGatedMlp final : public TrainableFeedForward<Real> {
   }
 
   void backward(Matrix dx, ConstMatrix dout, ConstMatrix x, const Call& call) const override {
-    if (fused_) return call.ops.gated_backward(dx, {call.gradients[0], call.gradients[1], call.gradients[2]}, dout, x, fused_call(call));
+    if (fused_) {
+      const GatedGradients<Real> gradients{call.gradients[0], call.gradients[1], call.gradients[2], call.weight_gradients};
+      return call.ops.gated_backward(dx, gradients, dout, x, fused_call(call));
+    }
     Carver saved_carver(call.saved), scratch_carver(call.scratch);
     const Saved saved(saved_carver, x.rows, options_.inner);
     const Scratch scratch(scratch_carver, x.rows, options_.inner);

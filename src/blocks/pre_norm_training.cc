@@ -36,6 +36,11 @@ class TrainablePreNorm final : public TrainableBlock<Real> {
     return measure.bytes();
   }
   int64_t state_elements() const override { return attention_->state_elements(); }
+  bool writes_gradient(size_t parameter) const override {
+    const size_t feed = feed_forward_norm();
+    if (parameter > feed) return feed_forward_->writes_gradient(parameter - feed - 1);
+    return parameter > 0 && parameter < feed && attention_->writes_gradient(parameter - 1);
+  }
 
   double forward(Matrix out, ConstMatrix x, const Call& call) const override {
     Carver saved_carver(call.saved), scratch_carver(call.scratch);
@@ -120,7 +125,8 @@ class TrainablePreNorm final : public TrainableBlock<Real> {
     const bool backward = !call.gradients.empty();
     return {.ops = call.ops, .batch = call.batch, .options = call.options, .weights = call.weights.subspan(norm + 1, count),
             .gradients = backward ? call.gradients.subspan(norm + 1, count) : call.gradients,
-            .norm = {vector(call, norm), static_cast<Real>(options_.epsilon), inverse_rms, backward ? dvector(call, norm) : std::span<Real>()}};
+            .norm = {vector(call, norm), static_cast<Real>(options_.epsilon), inverse_rms, backward ? dvector(call, norm) : std::span<Real>()},
+            .weight_gradients = call.weight_gradients};
   }
   Call attention_call(const Call& call, const Saved& saved, const Scratch& scratch) const {
     Call part = part_call(call, 0, attention_->parameters().size(), saved.attention_scale);

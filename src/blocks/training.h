@@ -24,6 +24,7 @@ class TrainableFeedForward {
   virtual int64_t scratch_bytes(int64_t rows) const = 0;
   // As TrainableAttention's.
   virtual bool takes_norm() const { return false; }
+  virtual bool writes_gradient(size_t parameter) const { return (void)parameter, false; }
   virtual double forward(MatrixView<Real> out, MatrixView<const Real> x, const TrainingCall<Real>& call) const = 0;
   // Destroys what it saved.
   virtual void backward(MatrixView<Real> dx, MatrixView<const Real> dout, MatrixView<const Real> x,
@@ -44,6 +45,8 @@ class TrainableBlock {
   virtual int64_t saved_bytes(const PackedBatch& batch) const = 0;
   virtual int64_t scratch_bytes(const PackedBatch& batch) const = 0;
   virtual int64_t state_elements() const { return 0; }
+  // As TrainableAttention's.
+  virtual bool writes_gradient(size_t parameter) const { return (void)parameter, false; }
 
   // out [rows, hidden] = block(x), the residual connection included; out must not overlap x. Returns what it adds to the
   // loss.

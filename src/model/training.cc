@@ -154,6 +154,11 @@ Result<void> TrainableModel<Real>::build() {
   }
   declare(-1, {"final_norm", {c.hidden}, Initialisation::constant(1), ParameterGroup::kNorm});
   if (!c.tied_output) declare(-1, {"logits", {c.vocabulary, c.hidden}, normal, ParameterGroup::kEmbedding});
+  written_.assign(parameters_.size(), false);
+  for (const Layer& layer : layers_) {
+    for (size_t i = 0; i < layer.block->parameters().size(); ++i) written_[layer.first_parameter + i] = layer.block->writes_gradient(i);
+  }
+  written_[c.tied_output ? 0 : parameters_.size() - 1] = fuses_loss();
   return {};
 }
 
@@ -195,9 +200,15 @@ MatrixView<Real> TrainableModel<Real>::gradient(const NamedParameter& p) const {
 template <class Real>
 void TrainableModel<Real>::zero_gradients() {
   constexpr int64_t kPart = 1 << 18;
-  ops_.pool().parallel_for((flat_elements_ + kPart - 1) / kPart, [&](int64_t part) {
-    std::fill_n(gradients_.template as<Real>() + part * kPart, std::min(kPart, flat_elements_ - part * kPart), Real{0});
-  });
+  fresh_ = true;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    if (written_[i]) continue;
+    Real* first = gradient(parameters_[i]).data;
+    const int64_t count = parameters_[i].elements;
+    ops_.pool().parallel_for((count + kPart - 1) / kPart, [&](int64_t part) {
+      std::fill_n(first + part * kPart, std::min(kPart, count - part * kPart), Real{0});
+    });
+  }
 }
 
 template <class Real>
@@ -328,6 +339,11 @@ LossSums TrainableModel<Real>::loss(const Pass& pass, const RowLosses<Real>& row
   const LossOptions options{.backward = backward, .z_loss = pass.options->z_loss, .logit_scale = config_.logit_scale,
                             .softcap = config_.logit_softcap};
   if (backward) std::fill_n(pass.gradient.data, pass.gradient.rows * pass.gradient.cols, Real{0});
+  Gradient what = fresh_ ? Gradient::kWrite : Gradient::kAdd;   // with the output's gradient
+  if (backward && fresh_ && fuses_loss() && pass.counted_rows == 0) {
+    const MatrixView<Real> nothing = gradient(output);
+    std::fill_n(nothing.data, nothing.rows * nothing.cols, Real{0});
+  }
   LossSums sums;
   for (int64_t first = 0; first < pass.counted_rows; first += loss_chunk()) {
     const int64_t count = std::min(loss_chunk(), pass.counted_rows - first);
@@ -345,7 +361,9 @@ LossSums TrainableModel<Real>::loss(const Pass& pass, const RowLosses<Real>& row
     const LossInputs<Real> inputs{pass.row_targets.first(index_of(count)), pass.row_weights.first(index_of(count))};
     LossSums part;
     if (fuses_loss()) {
-      part = ops_.output_loss({weight(output), dnormed, backward ? gradient(output) : MatrixView<Real>{}, pass.loss_scratch}, chunk, normed, inputs, options);
+      part = ops_.output_loss({weight(output), dnormed, backward ? gradient(output) : MatrixView<Real>{}, what, pass.loss_scratch}, chunk, normed,
+                              inputs, options);
+      what = Gradient::kAdd;
     } else {
       const auto logits = pass.logits.rows_from(0, count);
       ops_.matmul(logits, normed, weight(output));
@@ -384,8 +402,9 @@ Result<StepLoss> TrainableModel<Real>::forward_backward(const TrainBatch& batch,
     const LayerOptions<Real> layer_settings = layer_options(pass, layer);
     layers_[layer].block->backward(pass.gradient, pass.input(layer),
                                    {ops_, pass.batch, layer_settings, layers_[layer].weights, layers_[layer].gradients,
-                                    pass.saved_of(layer), pass.scratch});
+                                    pass.saved_of(layer), pass.scratch, {}, fresh_ ? Gradient::kWrite : Gradient::kAdd});
   }
+  fresh_ = false;
   ops_.embed_backward(gradient(parameters_.front()), batch.tokens, pass.gradient, static_cast<Real>(config_.embedding_scale));
   return step;
 }

@@ -92,9 +92,11 @@ class TrainableModel {
   int64_t parameter_count() const;                              // without padding
   // Flat, in the order of parameters(), padding (zeros) between them.
   std::span<Real> weights() const { return {weights_.as<Real>(), static_cast<size_t>(flat_elements_)}; }
+  // Of no meaning between zero_gradients() and forward_backward().
   std::span<Real> gradients() const { return {gradients_.as<Real>(), static_cast<size_t>(flat_elements_)}; }
   MatrixView<Real> weight(const NamedParameter& parameter) const;
   MatrixView<Real> gradient(const NamedParameter& parameter) const;
+  // The next forward_backward() counts from zero: what it writes over is left as it is, the rest zeroed.
   void zero_gradients();
 
   // Every parameter as its Initialisation says, normal numbers scaled so that kInitialDeviation becomes `deviation`; a pure
@@ -149,6 +151,9 @@ class TrainableModel {
   Options options_;
   std::vector<Layer> layers_;
   std::vector<NamedParameter> parameters_;
+  // Whether forward_backward() can write its gradient over: of parameters_[i].
+  std::vector<bool> written_;
+  bool fresh_ = false;             // gradients: to be written over, where they can
   int64_t flat_elements_ = 0;
   Buffer weights_, gradients_;
   Buffer workspace_;               // saved regions and scratch of the largest step so far

@@ -2,6 +2,7 @@
 // reference.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "backend/cpu/cpu_training.h"
@@ -140,6 +141,46 @@ TEST(ModelTrainingRooms, TheCpuComputesTheReferencesLossAndGradients) {
         }
         EXPECT_LE(error, 1e-3 * largest) << p.name;
         EXPECT_GT(largest, 0.0) << p.name;
+      }
+    }
+  }
+}
+
+TEST(ModelTrainingRooms, AStepsGradientsCountFromZeroAndMicrobatchesAddUp) {
+  // Sizes that operations in one piece take, where there are any: they write gradients over.
+  auto cpu = make_cpu_training_ops({.threads = 2, .isa = best_isa(), .precision = MatmulPrecision::kBfloat16});
+  ASSERT_TRUE(cpu.ok()) << cpu.error().message;
+  const Batch batch;
+  Batch without = batch;
+  std::ranges::fill(without.targets, -1);
+  for (const std::string room : {"grouped_query", "infini"}) {
+    for (const std::string decode : {"", "threshold"}) {
+      for (const bool tied : {true, false}) {
+        SCOPED_TRACE(room + " " + decode + (tied ? " tied" : ""));
+        ModelConfig config = config_of(room, decode);
+        config.hidden = 64;
+        config.vocabulary = 32;
+        config.tied_output = tied;
+        for (LayerConfig& layer : config.layers) layer.attention.set("head_dim", int64_t{32});
+        const auto model = make<float>(config, **cpu);
+        const auto step = [&](const Batch& first, int microbatches) {
+          for (const NamedParameter& p : model->parameters()) {
+            std::ranges::fill(model->gradients().subspan(static_cast<size_t>(p.offset), static_cast<size_t>(p.elements)), NAN);
+          }
+          model->zero_gradients();
+          EXPECT_TRUE(model->forward_backward(first.view()).ok());
+          for (int i = 1; i < microbatches; ++i) EXPECT_TRUE(model->forward_backward(batch.view()).ok());
+          return std::vector<float>(model->gradients().begin(), model->gradients().end());
+        };
+        const std::vector<float> once = step(batch, 1), twice = step(batch, 2), none = step(without, 1), after_none = step(without, 2);
+        for (const NamedParameter& p : model->parameters()) {
+          for (auto i = static_cast<size_t>(p.offset); i < static_cast<size_t>(p.offset + p.elements); ++i) {
+            ASSERT_TRUE(std::isfinite(once[i])) << p.name;
+            ASSERT_NEAR(twice[i], 2 * once[i], 1e-5f * std::abs(once[i]) + 1e-6f) << p.name;   // sums in another order
+            ASSERT_EQ(none[i], 0.0f) << p.name;
+            ASSERT_EQ(after_none[i], once[i]) << p.name;
+          }
+        }
       }
     }
   }

@@ -73,7 +73,9 @@ void check_loss(const char* op, int64_t count, int64_t vocabulary, const RowLoss
 
 // What the backward of any part in one piece asks of its rows.
 template <class Real>
-void check_part_backward(const char* name, const ResidualNorm<Real>& norm, MatrixView<Real> dx, MatrixView<const Real> dout, MatrixView<const Real> x) {
+void check_part_backward(const char* name, Gradient weights, const ResidualNorm<Real>& norm, MatrixView<Real> dx, MatrixView<const Real> dout,
+                         MatrixView<const Real> x) {
+  CHECK(x.rows > 0 || weights == Gradient::kAdd) << "[" << name << " backward] no rows write a gradient";
   CHECK(norm.weight.empty() || (dx.data == dout.data && dx.stride == dout.stride)) << "[" << name << " backward] dx is not dout";
   CHECK(same_shape(dx, x) && same_shape(dout, x)) << "[" << name << " backward] dx " << shape_of(dx) << ", dout " << shape_of(dout) << ", x " << shape_of(x);
 }
@@ -264,7 +266,7 @@ template <class Real>
 void TrainingOps<Real>::gated_backward(MatrixView<Real> dx, const GatedGradients<Real>& gradients, MatrixView<const Real> dout,
                                        MatrixView<const Real> x, const GatedCall<Real>& call) {
   check_gated(*this, call, x);
-  check_part_backward("gated", call.norm, dx, dout, x);
+  check_part_backward("gated", gradients.gradient, call.norm, dx, dout, x);
   CHECK(fits(gradients.gate, call.gate) && fits(gradients.up, call.up) && fits(gradients.down, call.down))
       << "[gated backward] gradients " << shape_of(gradients.gate) << ", " << shape_of(gradients.up) << ", " << shape_of(gradients.down);
   if (x.rows > 0) do_gated_backward(dx, gradients, dout, x, call);
@@ -319,7 +321,7 @@ template <class Real>
 void TrainingOps<Real>::self_attention_backward(MatrixView<Real> dx, const SelfAttentionGradients<Real>& gradients, MatrixView<const Real> dout,
                                                 MatrixView<const Real> x, const SelfAttentionCall<Real>& call) {
   check_self_attention(*this, call, x);
-  check_part_backward("self_attention", call.norm, dx, dout, x);
+  check_part_backward("self_attention", gradients.gradient, call.norm, dx, dout, x);
   CHECK(fits(gradients.query, call.query) && fits(gradients.key, call.key) && fits(gradients.value, call.value) && fits(gradients.output, call.output))
       << "[self_attention backward] gradients " << shape_of(gradients.query) << ", " << shape_of(gradients.key) << ", " << shape_of(gradients.value)
       << ", " << shape_of(gradients.output);

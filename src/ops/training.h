@@ -5,8 +5,9 @@
 //
 // Conventions, for all operations:
 // - Matrices are row-major, one row per token, tokens of all sequences packed one after the other.
-// - Gradients of inputs (dx, dq, ...) are written over, unless Gradient::kAdd is given. Gradients of weights are always
-//   added to what is there, so that microbatches add up; the trainer zeroes them.
+// - Gradients of inputs (dx, dq, ...) are written over, unless Gradient::kAdd is given. Gradients of weights are added to what
+//   is there, so that microbatches add up; the trainer zeroes them. Operations in one piece write them over where
+//   Gradient::kWrite is given, for the first microbatch.
 // - Every sum is split by shape and folded in a fixed order: results do not depend on the number of threads.
 // - Wrong shapes are our bug (CHECK). Scratch is kept and grows only when a larger shape first appears.
 // - One caller at a time; work is spread over the own pool. Loops of a room's own may use pool().parallel_for.

@@ -16,7 +16,7 @@ enum class MatmulPrecision {
   kBfloat16,
 };
 
-enum class Gradient { kWrite, kAdd };         // what happens to the gradient of an input that is already there
+enum class Gradient { kWrite, kAdd };         // what happens to a gradient that is already there
 enum class Direction { kForward, kBackward };
 
 // matmul: y [n, w.rows] = x w^T + bias.
@@ -106,7 +106,8 @@ struct GatedCall {
 };
 template <class Real>
 struct GatedGradients {
-  MatrixView<Real> gate, up, down;     // added to; data null: frozen
+  MatrixView<Real> gate, up, down;     // data null: frozen
+  Gradient gradient = Gradient::kAdd;
 };
 
 // Keys of a slice that one query row sees, counted from the slice's first key. A range may be empty.
@@ -163,7 +164,8 @@ struct SelfAttentionCall {
 };
 template <class Real>
 struct SelfAttentionGradients {
-  MatrixView<Real> query, key, value, output;   // added to; data null: frozen
+  MatrixView<Real> query, key, value, output;   // data null: frozen
+  Gradient gradient = Gradient::kAdd;
 };
 
 template <class Real>
@@ -200,7 +202,8 @@ template <class Real>
 struct OutputLossCall {
   MatrixView<const Real> w;            // [vocabulary, hidden]
   MatrixView<Real> dx;                 // backward: [rows, hidden], written over; overlaps nothing
-  MatrixView<Real> dw;                 // backward: as w, added to; data null: frozen
+  MatrixView<Real> dw;                 // backward: as w; data null: frozen
+  Gradient gradient = Gradient::kAdd;  // of the weight
   std::span<std::byte> scratch;        // output_loss_bytes(): anything before and after
 };
 

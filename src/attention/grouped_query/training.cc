@@ -210,7 +210,7 @@ void TrainableGroupedQuery<Real>::backward(Matrix dx, ConstMatrix dout, ConstMat
   if (fused_ != nullptr) {
     const FusedScratch scratch(scratch_carver, *this, call.batch);
     return call.ops.self_attention_backward(dx, {gradient(call, order_.query), gradient(call, order_.key), gradient(call, order_.value),
-                                                 gradient(call, order_.output)}, dout, x, fused_call(scratch, call));
+                                                 gradient(call, order_.output), call.weight_gradients}, dout, x, fused_call(scratch, call));
   }
   const Saved saved(saved_carver, *this, x.rows);
   const Scratch scratch(scratch_carver, *this, call.batch);

@@ -304,6 +304,19 @@ TEST_P(CpuTraining, AGatedPartInOnePieceIsThatOfItsParts) {
   EXPECT_EQ(some.dup.f, frozen);
   EXPECT_EQ(some.dgate.f, all.dgate.f);
   EXPECT_EQ(some.ddown.f, all.ddown.f);
+  // Written over is added to zeros, on whole cache lines and not; the norm's is added to in either case.
+  for (const int64_t inner : {96, 344}) {
+    GatedRun added(*s.cpu, 70, 64, inner, GateActivation::kSilu), written(*s.cpu, 70, 64, inner, GateActivation::kSilu);
+    for (Pair* gradient : {&added.dgate, &added.dup, &added.ddown}) std::fill(gradient->f.begin(), gradient->f.end(), 0.0f);
+    added.run();
+    s.cpu->gated(written.out.fv(), written.x.fv(), written.call);
+    s.cpu->gated_backward(written.dx.fv(), {written.dgate.fv(), written.dup.fv(), written.ddown.fv(), Gradient::kWrite}, written.dout.fv(),
+                          written.x.fv(), written.call);
+    EXPECT_EQ(written.dgate.f, added.dgate.f);
+    EXPECT_EQ(written.dup.f, added.dup.f);
+    EXPECT_EQ(written.ddown.f, added.ddown.f);
+    EXPECT_EQ(written.norm.dweight.f, added.norm.dweight.f);
+  }
 }
 
 struct SelfAttentionCase {
@@ -434,6 +447,17 @@ TEST_P(CpuTraining, SelfAttentionInOnePieceIsThatOfItsParts) {
   EXPECT_EQ(some.dquery.f, all.dquery.f);
   EXPECT_EQ(some.dvalue.f, all.dvalue.f);
   EXPECT_EQ(some.doutput.f, all.doutput.f);
+  // Written over is added to zeros.
+  SelfAttentionRun added(*s.cpu, c), written(*s.cpu, c);
+  for (Pair* gradient : {&added.dquery, &added.dkey, &added.dvalue, &added.doutput}) std::fill(gradient->f.begin(), gradient->f.end(), 0.0f);
+  added.run();
+  s.cpu->self_attention(written.out.fv(), written.x.fv(), written.call);
+  s.cpu->self_attention_backward(written.dx.fv(), {written.dquery.fv(), written.dkey.fv(), written.dvalue.fv(), written.doutput.fv(), Gradient::kWrite},
+                                 written.dout.fv(), written.x.fv(), written.call);
+  EXPECT_EQ(written.dquery.f, added.dquery.f);
+  EXPECT_EQ(written.dkey.f, added.dkey.f);
+  EXPECT_EQ(written.dvalue.f, added.dvalue.f);
+  EXPECT_EQ(written.doutput.f, added.doutput.f);
 }
 
 TEST_P(CpuTraining, TablesRoutesAndRotationsAgree) {
@@ -602,7 +626,7 @@ TEST_P(CpuTraining, TheOutputsLossInOnePieceIsThatOfItsParts) {
     const OutputLossShape shape{size.hidden, size.vocabulary, options.logit_scale, 0.0};
     const Buffer scratch = Buffer::allocate(static_cast<size_t>(s.cpu->output_loss_bytes(shape, size.rows, true))).value();
     std::fill_n(scratch.as<uint8_t>(), scratch.size(), uint8_t{0xff});
-    const OutputLossCall<float> call{w.fv(), dx.fv(), dw.fv(), {scratch.data(), scratch.size()}};
+    const OutputLossCall<float> call{w.fv(), dx.fv(), dw.fv(), Gradient::kAdd, {scratch.data(), scratch.size()}};
     const LossSums f = s.cpu->output_loss(call, {losses.f, found}, x.fv(), {targets, weights.f}, options);
     s.reference->matmul(logits.dv(), x.dv(), w.dv());
     const LossSums d = s.reference->softmax_cross_entropy(logits.dv(), {losses.d, expected}, {targets, weights.d}, options);
@@ -634,20 +658,26 @@ TEST_P(CpuTraining, TheOutputsLossInOnePieceIsThatOfItsParts) {
     const std::vector<float> before = losses.f;
     const int64_t less = s.cpu->output_loss_bytes(shape, size.rows, false);
     ASSERT_LE(less, static_cast<int64_t>(scratch.size()));
-    EXPECT_EQ(s.cpu->output_loss({w.fv(), {}, {}, {scratch.data(), static_cast<size_t>(less)}}, {losses.f, found}, x.fv(), {targets, weights.f}, forward).weighted,
+    EXPECT_EQ(s.cpu->output_loss({w.fv(), {}, {}, {}, {scratch.data(), static_cast<size_t>(less)}}, {losses.f, found}, x.fv(), {targets, weights.f}, forward).weighted,
               f.weighted);
     EXPECT_EQ(losses.f, before);
+    // Written over is added to zeros.
+    Pair added = dw, written = dw;
+    std::fill(added.f.begin(), added.f.end(), 0.0f);
+    s.cpu->output_loss({w.fv(), dx.fv(), added.fv(), Gradient::kAdd, call.scratch}, {}, x.fv(), {targets, weights.f}, options);
+    s.cpu->output_loss({w.fv(), dx.fv(), written.fv(), Gradient::kWrite, call.scratch}, {}, x.fv(), {targets, weights.f}, options);
+    EXPECT_EQ(written.f, added.f);
     // A frozen weight, from which only dx comes.
     const std::vector<float> dx_before = dx.f;
     std::fill(dx.f.begin(), dx.f.end(), 0.0f);
-    s.cpu->output_loss({w.fv(), dx.fv(), {}, call.scratch}, {}, x.fv(), {targets, weights.f}, options);
+    s.cpu->output_loss({w.fv(), dx.fv(), {}, {}, call.scratch}, {}, x.fv(), {targets, weights.f}, options);
     EXPECT_EQ(dx.f, dx_before);
   }
   Pair x(40, 32, 1), w(64, 32, 2), dx(40, 32, 3);
   x.f[33] = std::numeric_limits<float>::quiet_NaN();
   const std::vector<int32_t> targets(40, 5);
   const Buffer scratch = Buffer::allocate(static_cast<size_t>(s.cpu->output_loss_bytes({32, 64}, 40, true))).value();
-  EXPECT_TRUE(std::isnan(s.cpu->output_loss({w.fv(), dx.fv(), {}, {scratch.data(), scratch.size()}}, {}, x.fv(), {targets, {}}, {}).weighted));
+  EXPECT_TRUE(std::isnan(s.cpu->output_loss({w.fv(), dx.fv(), {}, {}, {scratch.data(), scratch.size()}}, {}, x.fv(), {targets, {}}, {}).weighted));
   EXPECT_TRUE(std::isnan(dx.f[32]));
   EXPECT_FALSE(std::isnan(dx.f[0]));
 }

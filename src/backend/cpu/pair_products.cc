@@ -3,10 +3,13 @@
 namespace quipu::cpu {
 namespace {
 
-// add_tile of the first `cols` columns of the sums.
-void add_part(float* to, int64_t ld, const float* sums, int64_t cols, bool transposed) {
+// give_tile of the first `cols` columns of the sums.
+void give_part(const WeightTask& task, float* to, const float* sums, int64_t cols) {
   for (int64_t row = 0; row < kPairRows; ++row) {
-    for (int64_t col = 0; col < cols; ++col) to[transposed ? col * ld + row : row * ld + col] += sums[row * kGemmPanel + col];
+    for (int64_t col = 0; col < cols; ++col) {
+      float& value = to[task.transposed ? col * task.gradient_ld + row : row * task.gradient_ld + col];
+      value = (task.add ? value : 0.0f) + sums[row * kGemmPanel + col];
+    }
   }
 }
 
@@ -32,7 +35,7 @@ void PartRows::add_dweight(const float* partial, int64_t parts) const {
   }
 }
 
-void add_weight_gradient(const TrainingKernels& kernels, const WeightTask& task, const Parts& row_parts, float* sums) {
+void give_weight_gradient(const TrainingKernels& kernels, const WeightTask& task, const Parts& row_parts, float* sums) {
   kernels.begin_pairs();
   for (int64_t part = 0; part < row_parts.count; ++part) {
     const int64_t first = row_parts.first(part), length = row_parts.length(part), step = length * kPairTile;
@@ -54,9 +57,9 @@ void add_weight_gradient(const TrainingKernels& kernels, const WeightTask& task,
       float* to = task.gradient + (task.transposed ? right * kGemmPanel * task.gradient_ld + left * kGemmPanel
                                                    : left * kGemmPanel * task.gradient_ld + right * kGemmPanel);
       if (there == kGemmPanel) {
-        kernels.add_tile(to, task.gradient_ld, sums, task.transposed);
+        kernels.give_tile(to, task.gradient_ld, sums, task.transposed, task.add);
       } else {
-        add_part(to, task.gradient_ld, sums, there, task.transposed);
+        give_part(task, to, sums, there);
       }
     }
   }

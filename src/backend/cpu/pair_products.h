@@ -48,15 +48,16 @@ struct WeightTask {
   const uint16_t* right;
   int64_t right_total;
   int64_t first_left, lefts, first_right, rights;
-  float* gradient;                 // of the first tile; added to
+  float* gradient;                 // of the first tile
   int64_t gradient_ld;
   int64_t cols_there;              // columns of the right factor that there are, from first_right on
   bool transposed;                 // gradient [right, left]
+  bool add;                        // to the gradient, else it is written
 };
 // Tiles of a weight's gradient summed by one task: 704 KiB.
 inline constexpr int64_t kGradientLefts = 16, kGradientRights = 11;
 
 // sums: room for the task's tiles.
-void add_weight_gradient(const TrainingKernels& kernels, const WeightTask& task, const Parts& row_parts, float* sums);
+void give_weight_gradient(const TrainingKernels& kernels, const WeightTask& task, const Parts& row_parts, float* sums);
 
 }  // namespace quipu::cpu

@@ -305,14 +305,14 @@ void GatedPairs::backward(MatrixView<float> dx, const GatedGradients<float>& gra
       const int64_t l = i / right_groups.count, r = i % right_groups.count, hidden = left_groups.first(l) * kGemmPanel, first = right_groups.first(r);
       float* to = transposed ? gradient.row(first * kGemmPanel) + hidden : gradient.row(hidden) + first * kGemmPanel;
       tasks.push_back({left, s.hidden, right, s.inner, left_groups.first(l), left_groups.length(l), first, right_groups.length(r), to, gradient.stride,
-                       s.inner_there(first, right_groups.length(r)), transposed});
+                       s.inner_there(first, right_groups.length(r)), transposed, gradients.gradient == Gradient::kAdd});
     }
   };
   add(b.x_columns, b.dgate, gradients.gate, true);
   add(b.x_columns, b.dup, gradients.up, true);
   add(b.dout_columns, b.activated, gradients.down, false);
   pool_.parallel_for_worker(static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) {
-    add_weight_gradient(kernels_, tasks[index_of(i)], s.row_parts, b.workers[index_of(worker)].gradient);
+    give_weight_gradient(kernels_, tasks[index_of(i)], s.row_parts, b.workers[index_of(worker)].gradient);
   });
 }
 

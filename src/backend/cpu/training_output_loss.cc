@@ -103,8 +103,8 @@ void OutputLossPairs::run(const OutputLossCall<float>& call, MatrixView<const fl
   pool_.parallel_for_worker(left_groups.count * right_groups.count, [&](int64_t i, int worker) {
     const int64_t left = left_groups.first(i / right_groups.count), right = right_groups.first(i % right_groups.count);
     const int64_t lefts = left_groups.length(i / right_groups.count), rights = right_groups.length(i % right_groups.count);
-    add_weight_gradient(kernels_, {w.gradients, s.vocabulary, w.x_pairs, s.hidden, left, lefts, right, rights,
-                                   call.dw.row(left * kGemmPanel) + right * kGemmPanel, call.dw.stride, rights * kGemmPanel, false},
+    give_weight_gradient(kernels_, {w.gradients, s.vocabulary, w.x_pairs, s.hidden, left, lefts, right, rights,
+                                   call.dw.row(left * kGemmPanel) + right * kGemmPanel, call.dw.stride, rights * kGemmPanel, false, call.gradient == Gradient::kAdd},
                         s.row_parts, w.workers[index_of(worker)].gradient);
   });
 }

@@ -27,7 +27,7 @@ class OutputLossPairs {
   // Bytes of scratch.
   int64_t memory(const OutputLossShape& shape, int64_t rows, bool backward) const;
   // rows: target, weight, logit_scale and z_loss are read, the results written; one without a target (-1) counts for nothing in
-  // dx and dw. backward: dx is written over, dw added to.
+  // dx and dw. backward: dx is written over.
   void run(const OutputLossCall<float>& call, MatrixView<const float> x, std::span<LossRow> rows, bool backward) const;
 
  private:

@@ -404,7 +404,7 @@ void SelfAttentionPairs::backward(MatrixView<float> dx, const SelfAttentionGradi
       const int64_t l = i / right_groups.count, r = i % right_groups.count, hidden = left_groups.first(l) * kGemmPanel, col = right_groups.first(r) * kGemmPanel;
       tasks.push_back({left, s.hidden, right, right_total, left_groups.first(l), left_groups.length(l), first_right + right_groups.first(r),
                        right_groups.length(r), transposed ? gradient.row(col) + hidden : gradient.row(hidden) + col, gradient.stride,
-                       right_groups.length(r) * kGemmPanel, transposed});
+                       right_groups.length(r) * kGemmPanel, transposed, gradients.gradient == Gradient::kAdd});
     }
   };
   add(b.x_columns, b.dwide_pairs, s.wide, 0, s.query, gradients.query, true);
@@ -412,7 +412,7 @@ void SelfAttentionPairs::backward(MatrixView<float> dx, const SelfAttentionGradi
   add(b.x_columns, b.dwide_pairs, s.wide, s.query + s.key, s.value, gradients.value, true);
   add(b.dout_hidden, saved.attended_pairs, s.out, 0, s.out, gradients.output, false);
   pool_.parallel_for_worker(static_cast<int64_t>(tasks.size()), [&](int64_t i, int worker) {
-    add_weight_gradient(kernels_, tasks[index_of(i)], s.row_parts, b.workers[index_of(worker)].gradient);
+    give_weight_gradient(kernels_, tasks[index_of(i)], s.row_parts, b.workers[index_of(worker)].gradient);
   });
 }
 

@@ -317,10 +317,21 @@ void gate_tile_backward(const GateTileBackward& tile) {
   tile.gelu ? gate_tile_backward_of<true>(tile) : gate_tile_backward_of<false>(tile);
 }
 
-QUIPU_KERNEL void add_tile(float* to, int64_t ld, const float* sums, bool transposed) {
+// kAdd: to what is there; else kPast: past the caches, `to` and its rows on cache lines.
+template <bool kAdd, bool kPast>
+QUIPU_KERNEL void give_tile_of(float* to, int64_t ld, const float* sums, bool transposed) {
+  const auto give = [](float* p, F32 sum) {
+    if constexpr (kAdd) {
+      f_store(p, f_add(f_load(p), sum));
+    } else if constexpr (kPast) {
+      _mm512_stream_ps(p, sum);
+    } else {
+      f_store(p, sum);
+    }
+  };
   if (!transposed) {
     for (int row = 0; row < kPairRows; ++row) {
-      repeat<2>([&](auto i) { f_store(to + row * ld + 16 * i, f_add(f_load(to + row * ld + 16 * i), f_load(sums + row * kGemmPanel + 16 * i))); });
+      repeat<2>([&](auto i) { give(to + row * ld + 16 * i, f_load(sums + row * kGemmPanel + 16 * i)); });
     }
     return;
   }
@@ -329,12 +340,14 @@ QUIPU_KERNEL void add_tile(float* to, int64_t ld, const float* sums, bool transp
       __m512i w[16];
       repeat<16>([&](auto i) { w[i] = _mm512_castps_si512(f_load(sums + (row + i) * kGemmPanel + col)); });
       transpose_words(w);
-      repeat<16>([&](auto i) {
-        float* p = to + (col + i) * ld + row;
-        f_store(p, f_add(f_load(p), _mm512_castsi512_ps(w[i])));
-      });
+      repeat<16>([&](auto i) { give(to + (col + i) * ld + row, _mm512_castsi512_ps(w[i])); });
     }
   }
+}
+void give_tile(float* to, int64_t ld, const float* sums, bool transposed, bool add) {
+  if (add) return give_tile_of<true, false>(to, ld, sums, transposed);
+  const bool lines = reinterpret_cast<uintptr_t>(to) % 64 == 0 && ld % 16 == 0;
+  lines ? give_tile_of<false, true>(to, ld, sums, transposed) : give_tile_of<false, false>(to, ld, sums, transposed);
 }
 
 QUIPU_KERNEL void add_row_products(float* sums, const float* x, int64_t ld, const uint16_t* block, int64_t half_step) {
@@ -590,7 +603,7 @@ const TrainingKernels& amx_training_kernels() {
     t.end_pairs = end_pairs;
     t.gate_tile = gate_tile;
     t.gate_tile_backward = gate_tile_backward;
-    t.add_tile = add_tile;
+    t.give_tile = give_tile;
     t.add_row_products = add_row_products;
     t.score_columns = score_columns;
     t.score_columns_backward = score_columns_backward;

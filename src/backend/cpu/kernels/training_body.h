@@ -308,7 +308,7 @@ constexpr TrainingKernels make_training_table(const char* name) {
           .end_pairs = nullptr,
           .gate_tile = nullptr,
           .gate_tile_backward = nullptr,
-          .add_tile = nullptr,
+          .give_tile = nullptr,
           .add_row_products = nullptr,
           .score_columns = nullptr,
           .score_columns_backward = nullptr,

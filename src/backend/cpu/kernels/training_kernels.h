@@ -263,8 +263,8 @@ struct TrainingKernels {
   void (*end_pairs)();
   void (*gate_tile)(const GateTile& tile);
   void (*gate_tile_backward)(const GateTileBackward& tile);
-  // to[r * ld + c] += sums[r * 32 + c], or to[c * ld + r] where `transposed`, for 32 rows and columns.
-  void (*add_tile)(float* to, int64_t ld, const float* sums, bool transposed);
+  // to[r * ld + c] (+)= sums[r * 32 + c], or to[c * ld + r] where `transposed`, for 32 rows and columns.
+  void (*give_tile)(float* to, int64_t ld, const float* sums, bool transposed, bool add);
   // sums[r] += the product of 32 components at x + r * ld and row r of a block of a left factor, for 32 rows.
   void (*add_row_products)(float* sums, const float* x, int64_t ld, const uint16_t* block, int64_t half_step);
   // Attention over pairs. score_columns says whether any rescale is not 1.
