@@ -268,7 +268,7 @@ TEST_P(CpuTraining, AGatedPartInOnePieceIsThatOfItsParts) {
   struct Size {
     int64_t rows, hidden, inner;
   };
-  // Parts of the depth (16 panels), of the rows (8 panels) and of a weight's gradient (16 by 11), and what is left of each; a last
+  // Parts of the depth (16 panels), of the rows (8 panels) and of a weight's gradient (8 by 11), and what is left of each; a last
   // panel of inner that is not whole, in a part of its own, too.
   for (const Size size : {Size{1, 32, 32}, {31, 32, 64}, {33, 96, 32}, {64, 64, 544}, {300, 64, 96}, {530, 544, 384}, {40, 32, 7},
                           {300, 128, 344}, {70, 64, 385}, {70, 64, 513}}) {

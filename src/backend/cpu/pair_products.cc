@@ -36,15 +36,34 @@ void PartRows::add_dweight(const float* partial, int64_t parts) const {
 }
 
 void give_weight_gradient(const TrainingKernels& kernels, const WeightTask& task, const Parts& row_parts, float* sums) {
+  const auto panels = [&](const uint16_t* factor, int64_t total, int64_t part, int64_t panel) {
+    return factor + (row_parts.first(part) * total + panel * row_parts.length(part)) * kPairTile;
+  };
   kernels.begin_pairs();
   for (int64_t part = 0; part < row_parts.count; ++part) {
-    const int64_t first = row_parts.first(part), length = row_parts.length(part), step = length * kPairTile;
+    const int64_t length = row_parts.length(part), step = length * kPairTile;
+    const bool more = part + 1 < row_parts.count;
     PairTile product{.c_ld = kGemmPanel, .rows = kPairRows, .cols = kGemmPanel, .blocks = length, .from_ld = kGemmPanel};
     product.c = sums;
+    // A share of `elements` from `from` on, or of nothing.
+    const auto ask = [&](const uint16_t* from, int64_t elements, int64_t share, int64_t shares) {
+      product.soon_bytes = from == nullptr ? 0 : elements * 2 / shares;
+      product.soon = from == nullptr ? nullptr : reinterpret_cast<const char*>(from) + share * product.soon_bytes;
+    };
     for (int64_t right = 0; right < task.rights; ++right) {
-      product.b = task.right + first * task.right_total * kPairTile + (task.first_right + right) * step;
-      product.a = task.left + first * task.left_total * kPairTile + task.first_left * step;
+      product.b = panels(task.right, task.right_total, part, task.first_right + right);
+      product.a = panels(task.left, task.left_total, part, task.first_left);
+      // Even tiles ask for the next panel of the right factor, odd ones for the next part's panels of the left one.
+      const uint16_t* next_left = more ? panels(task.left, task.left_total, part + 1, task.first_left) : nullptr;
+      const uint16_t* next_right = right + 1 < task.rights ? product.b + step
+                                   : more                  ? panels(task.right, task.right_total, part + 1, task.first_right)
+                                                           : nullptr;
       for (int64_t left = 0; left < task.lefts; ++left, product.a += step, product.c += kPairTile) {
+        if (left % 2 == 0) {
+          ask(next_right, step, left / 2, (task.lefts + 1) / 2);
+        } else {
+          ask(next_left, more ? task.lefts * row_parts.length(part + 1) * kPairTile : 0, right * (task.lefts / 2) + left / 2, task.rights * (task.lefts / 2));
+        }
         product.from = part > 0 ? product.c : nullptr;
         kernels.pair_tile(product);
       }

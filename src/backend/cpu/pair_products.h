@@ -54,8 +54,8 @@ struct WeightTask {
   bool transposed;                 // gradient [right, left]
   bool add;                        // to the gradient, else it is written
 };
-// Tiles of a weight's gradient summed by one task: 704 KiB.
-inline constexpr int64_t kGradientLefts = 16, kGradientRights = 11;
+// Tiles of a weight's gradient summed by one task: 352 KiB.
+inline constexpr int64_t kGradientLefts = 8, kGradientRights = 11;
 
 // sums: room for the task's tiles.
 void give_weight_gradient(const TrainingKernels& kernels, const WeightTask& task, const Parts& row_parts, float* sums);
