@@ -65,6 +65,7 @@ void give_weight_gradient(const TrainingKernels& kernels, const WeightTask& task
           ask(next_left, more ? task.lefts * row_parts.length(part + 1) * kPairTile : 0, right * (task.lefts / 2) + left / 2, task.rights * (task.lefts / 2));
         }
         product.from = part > 0 ? product.c : nullptr;
+        product.next_c = part > 0 && (left + 1 < task.lefts || right + 1 < task.rights) ? product.c + kPairTile : nullptr;
         kernels.pair_tile(product);
       }
     }

@@ -220,7 +220,12 @@ void GatedPairs::add_rows(const RowSums& sums, const MatrixView<float>& out, int
     // The next tile's rows of the two matrices; the last one's are the first of the next panel of columns.
     const int64_t next_row = t + 1 < sums.tiles ? row + kPairRows : first_row, next_col = (col + (t + 1 < sums.tiles ? 0 : 1)) * kGemmPanel;
     const bool ask = next_row + kPairRows <= sums.rows;
-    tile.next_c = ask && sums.last && out.data != nullptr && next_col < out.cols ? out.row(next_row) + next_col : nullptr;
+    tile.next_c = nullptr;
+    if (tile.c != partial) {
+      tile.next_c = ask && next_col < out.cols ? out.row(next_row) + next_col : nullptr;
+    } else if (!sums.first && t + 1 < sums.tiles) {
+      tile.next_c = partial + kPairTile;
+    }
     tile.next_from = ask && sums.first && sums.residual.data != nullptr && next_col < sums.residual.cols ? sums.residual.row(next_row) + next_col : nullptr;
     kernels_.pair_tile(tile);
   }

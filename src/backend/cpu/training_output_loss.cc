@@ -227,6 +227,7 @@ void OutputLossPairs::give_gradients(const Work& w, int64_t block, int worker) c
       tile.b = own.gradients;
       for (int64_t i = 0; i < tiles; ++i, tile.b += length * kPairTile, tile.c += kPairTile) {
         tile.from = part > 0 ? tile.c : nullptr;
+        tile.next_c = part > 0 && (i + 1 < tiles || col + 1 < s.hidden) ? tile.c + kPairTile : nullptr;
         tile.soon = reinterpret_cast<const char*>(tile.a + length * kPairTile) + i * tile.soon_bytes;
         kernels_.pair_tile(tile);
       }

@@ -57,7 +57,7 @@ struct PairTile {
   // What will be wanted soon, asked for while this tile is computed: `soon_bytes` from `soon`, and the lines of the next c.
   const void* soon = nullptr;
   int64_t soon_bytes = 0;
-  float* next_c = nullptr;         // whole tiles, c_ld apart; or null
+  float* next_c = nullptr;         // whole tiles, c_ld apart; or null: where the next result goes or, of partial sums, comes from, too
   const float* next_from = nullptr;   // the same, from_ld apart
 };
 // What is packed into panels of one of its factors: lines (rows of the left, columns of the right one) of `depth` components,
