@@ -13,7 +13,8 @@ namespace {
 
 size_t index_of(int64_t i) { return static_cast<size_t>(i); }
 
-constexpr int64_t kBlockPanels = 8;   // rows of a task, as the gated part's
+// Rows of a task, as the gated part's; fewer where there would be too few tasks.
+constexpr int64_t kBlockPanels = 8, kTasks = 4;
 // Tiles of the weight's gradient summed by one task: all of hidden up to 512, so that gradients of logits, which no cache holds,
 // are read once (16 by 11 as in other parts: a quarter slower).
 constexpr int64_t kTaskVocabulary = 8, kTaskHidden = 16;
@@ -24,7 +25,7 @@ constexpr int64_t kTaskVocabulary = 8, kTaskHidden = 16;
 struct OutputLossPairs::Sizes {
   Sizes(int64_t rows_in, int64_t hidden_in, int64_t vocabulary_in)
       : rows(rows_in), row_panels((rows_in + kPairRows - 1) / kPairRows), hidden(hidden_in / kGemmPanel), vocabulary(vocabulary_in / kGemmPanel),
-        blocks(row_panels, kBlockPanels), row_parts(row_panels, kDepthBlocks), hidden_parts(hidden, kDepthBlocks),
+        blocks(row_panels, std::clamp<int64_t>(row_panels / kTasks, 1, kBlockPanels)), row_parts(row_panels, kDepthBlocks), hidden_parts(hidden, kDepthBlocks),
         vocabulary_parts(vocabulary, kDepthBlocks) {}
   int64_t rows_there(int64_t panel) const { return std::min(kPairRows, rows - panel * kPairRows); }
   int64_t rows;                    // not panels
