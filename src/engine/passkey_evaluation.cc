@@ -120,6 +120,16 @@ Result<void> PasskeyEvaluation::read(std::span<Stream*> streams, std::span<const
   }
 }
 
+// In groups that fill a pass.
+Result<void> PasskeyEvaluation::read_in_groups(std::span<Stream*> streams, int64_t until) {
+  const size_t group = static_cast<size_t>(std::max<int64_t>(options_.rows / 64, 1));
+  for (size_t first = 0; first < streams.size(); first += group) {
+    const size_t count = std::min(group, streams.size() - first);
+    RETURN_IF_ERROR(read(streams.subspan(first, count), std::vector<int64_t>(count, until)));
+  }
+  return {};
+}
+
 // Every stream reads the tokens given for it; then `next` is known.
 Result<void> PasskeyEvaluation::feed(std::span<Stream> streams, std::span<const std::vector<int32_t>> tokens) {
   const size_t most = static_cast<size_t>(std::max<int64_t>(options_.rows / 64, 1));   // streams of one pass
@@ -176,6 +186,13 @@ Result<PasskeyEvaluation::Streams> PasskeyEvaluation::behind_needle(const Passke
   }
   RETURN_IF_ERROR(feed(streams, texts));
   return streams;
+}
+
+// Tokens after which nothing in the local windows of any layer, of two segments at most, was made with another memory.
+int64_t PasskeyEvaluation::window_reach() const {
+  int64_t reach = 0;
+  for (const LayerConfig& layer : runtime_->model->config().layers) reach += 2 * segment_tokens(layer);
+  return reach;
 }
 
 Result<void> PasskeyEvaluation::exchange_memories(Streams& streams) const {
@@ -243,6 +260,9 @@ Result<PasskeyAnswers> PasskeyEvaluation::run(const PasskeyCell& cell) {
   }
   const double start = monotonic_seconds();
   const int64_t filler = text_.filler_tokens(cell.tokens);
+  // Where memories are exchanged, or nothing happens.
+  const bool foreign = cell.memory == PasskeyMemory::kForeign;
+  const int64_t until = foreign ? std::max<int64_t>(filler - window_reach(), 0) : filler;
   PasskeyAnswers out;
   read_tokens_ = 0;
   planned_tokens_ = cell.samples * cell.tokens;   // at most
@@ -255,7 +275,7 @@ Result<PasskeyAnswers> PasskeyEvaluation::run(const PasskeyCell& cell) {
     std::vector<int64_t> missing;
     for (const int64_t question : questions) {
       const auto kept = from_start_.find(question);
-      if (kept == from_start_.end() || kept->second.haystack.taken() > filler) missing.push_back(question);
+      if (kept == from_start_.end() || kept->second.haystack.taken() > until) missing.push_back(question);
     }
     ASSIGN_OR_RETURN(Streams fresh, behind_needle(cell, missing));
     for (Stream& stream : fresh) from_start_.insert_or_assign(stream.question, std::move(stream));
@@ -264,19 +284,19 @@ Result<PasskeyAnswers> PasskeyEvaluation::run(const PasskeyCell& cell) {
     ASSIGN_OR_RETURN(streams, behind_needle(cell, questions));
     for (Stream& stream : streams) reading.push_back(&stream);
   }
-  // In groups that fill a pass.
-  const size_t group = static_cast<size_t>(std::max<int64_t>(options_.rows / 64, 1));
-  for (size_t first = 0; first < reading.size(); first += group) {
-    const size_t count = std::min(group, reading.size() - first);
-    RETURN_IF_ERROR(read(std::span(reading).subspan(first, count), std::vector<int64_t>(count, filler)));
-  }
+  RETURN_IF_ERROR(read_in_groups(reading, until));
   if (from_start) {   // they read on for the next length
     for (const Stream* stream : reading) {
       ASSIGN_OR_RETURN(Stream copy, stream->fork(stream->question));
       streams.push_back(std::move(copy));
     }
   }
-  if (cell.memory == PasskeyMemory::kForeign) RETURN_IF_ERROR(exchange_memories(streams));
+  if (foreign) {
+    RETURN_IF_ERROR(exchange_memories(streams));
+    reading.clear();
+    for (Stream& stream : streams) reading.push_back(&stream);
+    RETURN_IF_ERROR(read_in_groups(reading, filler));
+  }
   RETURN_IF_ERROR(answer(streams, out));
   out.tokens_read = read_tokens_;
   out.seconds = monotonic_seconds() - start;

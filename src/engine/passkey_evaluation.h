@@ -22,7 +22,9 @@ struct Runtime;
 // What answers are given from.
 enum class PasskeyMemory {
   kOwn,
-  kForeign,  // right before the question every sequence gets the memories of the next one; its local window stays
+  // Before the question every sequence gets the memories of the next one, so long before that nothing its local windows hold was made
+  // with its own (in a model of many layers the window's tokens have read the memory, too).
+  kForeign,
 };
 
 // One table cell: questions of one length with the needle at one depth.
@@ -80,6 +82,8 @@ class PasskeyEvaluation {
   using Kept = std::map<int64_t, Stream>;
   Result<Stream> begin(int64_t question) const;
   Result<void> read(std::span<Stream*> streams, std::span<const int64_t> until);
+  Result<void> read_in_groups(std::span<Stream*> streams, int64_t until);
+  int64_t window_reach() const;
   Result<void> feed(std::span<Stream> streams, std::span<const std::vector<int32_t>> tokens);
   Result<void> read_prefixes(int64_t before, std::span<const int64_t> questions);
   Result<Streams> behind_needle(const PasskeyCell& cell, std::span<const int64_t> questions);

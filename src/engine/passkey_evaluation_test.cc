@@ -111,7 +111,7 @@ TEST_F(PasskeyReading, CountsDigitsAndBytes) {
 }
 
 // What a model remembers goes where its memory goes. With the needle in the first segment of a text of many segments, the
-// exchange of memories is an exchange of answers, but for the local window, which knows the haystack alone.
+// exchange of memories is an exchange of answers.
 TEST_F(PasskeyReading, ForeignMemoryIsThatOfTheNextQuestion) {
   PasskeyEvaluation asked = evaluation();
   const PasskeyCell own{1000, 0.5, 1};
@@ -125,6 +125,9 @@ TEST_F(PasskeyReading, ForeignMemoryIsThatOfTheNextQuestion) {
   const auto before = same.run({1000, 0, 4, PasskeyMemory::kOwn});
   const auto after = same.run({1000, 0, 4, PasskeyMemory::kForeign});
   ASSERT_TRUE(before.ok() && after.ok());
+  // One haystack: windows that were filled again after the exchange know nothing of whose they were.
+  EXPECT_NE(before->given[0], before->given[1]);
+  for (size_t i = 0; i < 4; ++i) EXPECT_EQ(after->given[i], before->given[(i + 1) % 4]) << i;
 }
 
 // The model that comes with the project: with its own memory it knows its key, with the next question's that one's.

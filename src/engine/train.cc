@@ -58,12 +58,10 @@ Result<ModelText> read_model_text(const ModelSection& model, const std::string& 
   return out;
 }
 
-// Tokens of one write of the model's memory, where it has such segments.
-int64_t segment_tokens(const ModelConfig& config) {
+// Of the first layer that has a memory.
+int64_t first_segment_tokens(const ModelConfig& config) {
   for (const LayerConfig& layer : config.layers) {
-    const auto found = layer.attention.values().find("segment_tokens");
-    if (found == layer.attention.values().end()) continue;
-    if (const int64_t* tokens = std::get_if<int64_t>(&found->second); tokens != nullptr) return *tokens;
+    if (const int64_t tokens = segment_tokens(layer); tokens > 0) return tokens;
   }
   return 0;
 }
@@ -218,7 +216,7 @@ Result<TrainOutcome> train_as_rank(const TrainRequest& request, TrainProgramObse
   if (run.data.task.empty()) {
     ASSIGN_OR_RETURN(data, corpus_data(run, observer));
   } else {
-    ASSIGN_OR_RETURN(data, task_data(run, segment_tokens(text.config)));
+    ASSIGN_OR_RETURN(data, task_data(run, first_segment_tokens(text.config)));
   }
   if (ranks.rank() == 0) RETURN_IF_ERROR(ranks.meet());
 

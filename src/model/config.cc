@@ -142,6 +142,12 @@ NameStyle folder_names(const ModelConfig& config) {
   return config.architecture == "llama-mtla" ? NameStyle::kMtlaModule : NameStyle::kHuggingFace;
 }
 
+int64_t segment_tokens(const LayerConfig& layer) {
+  const auto found = layer.attention.values().find("segment_tokens");
+  const int64_t* tokens = found == layer.attention.values().end() ? nullptr : std::get_if<int64_t>(&found->second);
+  return tokens == nullptr ? 0 : *tokens;
+}
+
 std::string config_text(const ModelConfig& c) {
   std::ostringstream text;
   text << std::hexfloat << c.architecture << " hidden=" << c.hidden << " vocabulary=" << c.vocabulary

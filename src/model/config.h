@@ -116,6 +116,9 @@ inline constexpr int64_t kMaxFeedForward = 1 << 22;
 inline constexpr int64_t kMaxVocabulary = 1 << 24;
 inline constexpr int64_t kMaxContext = int64_t{1} << 31;
 
+// Tokens after which the layer's attention puts what it knows into a memory; 0: it has none.
+int64_t segment_tokens(const LayerConfig& layer);
+
 // Every value that changes what the model computes, as one text: goes into the model's hash.
 std::string config_text(const ModelConfig& config);
 
