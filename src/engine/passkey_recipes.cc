@@ -103,7 +103,7 @@ std::vector<PasskeyRecipe> make_recipes() {
       {.name = "identifier", .summary = "16 hexadecimal digits; 0.8M, delta_true", .model = large, .attention = kLarge.infini("delta_true", unit_feature),
        .task = growing(112, "0.6") + identifier, .train = steps(1200) + large_train, .deviation = large_deviation, .kind = of_identifiers,
        .repeats = false, .samples = 10},
-      {.name = "identifier-gated", .summary = "the same, hard write gate (ours), twice the steps", .model = large,
+      {.name = "identifier-gated", .summary = "16 hexadecimal digits; hard write gate (ours)", .model = large,
        .attention = kLarge.infini("delta_true", unit_feature + hard_gate), .task = growing(112, "0.4") + identifier,
        .train = steps(2400) + penalty("0.5") + large_train, .deviation = large_deviation, .kind = of_identifiers, .repeats = false, .samples = 10},
       {.name = "prose-small", .summary = "linear; varied prose instead of repeated filler", .model = kSmall.model(kProseVocabulary),

@@ -469,7 +469,7 @@ void add_claims(std::vector<Claim>& claims, const PasskeyRun& run, bool quick) {
 
 PasskeyPictureRow picture_row(const PasskeyRun& run) {
   PasskeyPictureRow row;
-  row.label = std::string(run.recipe().name);
+  row.label = run.recipe().name;
   row.note = run.recipe().summary;
   for (const PasskeyMeasured& m : run.cells()) {
     if (!m.control.empty()) continue;
@@ -494,7 +494,7 @@ std::string picture(const std::vector<PasskeyRun>& runs) {
     p.rows.push_back(std::move(out));
   }
   for (const PasskeyRun& run : runs) p.rows.push_back(picture_row(run));
-  p.note = "50 texts a cell (prose, prose-gated, identifier: 10), " + number(kLongestSamples) + " at " + length_text(kLongest) +
+  p.note = "50 texts a cell (prose and identifier with 0.8M parameters: 10), " + number(kLongestSamples) + " at " + length_text(kLongest) +
            ". Empty: not read, as two shorter texts were guessed at already. Guessing: 10 % (identifier: 6 %).\nOurs count tokens of a vocabulary of words, "
            "the paper's those of a vocabulary of 32K pieces.";
   return passkey_picture_svg(p);
