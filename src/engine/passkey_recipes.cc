@@ -82,8 +82,6 @@ std::vector<PasskeyRecipe> make_recipes() {
        .task = linear, .train = steps(1800), .controls = true},
       {.name = "delta", .summary = "published rule; repeat counts in training", .model = small, .attention = kSmall.infini("delta"), .task = aided,
        .train = steps(1200)},
-      {.name = "delta_true-gated", .summary = "ours: hard write gate, no repeat counts", .model = small,
-       .attention = kSmall.infini("delta_true", hard_gate), .task = plain, .train = steps(1200) + penalty("0.6"), .repeats = false},
       {.name = "delta_true", .summary = "no aid in training", .model = small, .attention = kSmall.infini("delta_true"), .task = plain,
        .train = steps(1200), .repeats = false},
       {.name = "linear-gated", .summary = "ours: hard write gate, no repeat counts", .model = small, .attention = kSmall.infini("linear", hard_gate),
