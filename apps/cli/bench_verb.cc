@@ -14,6 +14,7 @@
 #include "arguments.h"
 #include "base/byte_reader.h"
 #include "base/clock.h"
+#include "base/median.h"
 #include "base/random.h"
 #include "engine/engine.h"
 #include "human_text.h"
@@ -48,12 +49,6 @@ struct Measurement {
 std::string test_name(const Measurement& m) {
   std::string name = m.prompt > 0 ? "pp" + std::to_string(m.prompt) : "tg" + std::to_string(m.generate);
   return m.depth > 0 ? name + " @ d" + std::to_string(m.depth) : name;
-}
-
-double median_of(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
 
 uint64_t peak_memory_bytes() {

@@ -52,28 +52,6 @@ std::string human_operations(double count) {
   return in_thousands(count, {" FLOP", " kFLOP", " MFLOP", " GFLOP", " TFLOP"});
 }
 
-std::string grouped_count(int64_t count) {
-  const std::string digits = std::to_string(count);
-  const size_t first = digits[0] == '-' ? 1 : 0;
-  std::string text;
-  for (size_t i = 0; i < digits.size(); ++i) {
-    if (i > first && (digits.size() - i) % 3 == 0) text += ',';
-    text += digits[i];
-  }
-  return text;
-}
-
-std::string human_seconds(double seconds) {
-  if (!(seconds >= 0)) return "?";
-  if (seconds < 9.95) return text_f("%.1f s", seconds);
-  const auto whole = static_cast<int64_t>(std::min(std::round(seconds), 1e15));
-  if (whole < 60) return text_f("%lld s", static_cast<long long>(whole));
-  if (whole < 3600) {
-    return text_f("%lld min %02lld s", static_cast<long long>(whole / 60), static_cast<long long>(whole % 60));
-  }
-  return text_f("%lld h %02lld min", static_cast<long long>(whole / 3600), static_cast<long long>(whole / 60 % 60));
-}
-
 std::string human_tokens(int64_t tokens) {
   constexpr int64_t kKilo = 1024, kMega = kKilo * 1024;
   if (tokens >= kMega && tokens % kMega == 0) {

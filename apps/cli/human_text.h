@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "base/number_text.h"
+
 namespace quipu::cli {
 
 // printf into a string; the compiler checks the arguments.
@@ -14,8 +16,6 @@ std::string text_f(const char* format, ...) __attribute__((format(printf, 1, 2))
 std::string human_bytes(double bytes);       // "0 B", "23.0 KiB", "1.2 GiB"
 std::string human_count(double count);       // "999", "134.5 M", "1.2 B": parameters
 std::string human_operations(double count);  // "339.7 MFLOP", "1.4 GFLOP"
-std::string grouped_count(int64_t count);    // "1,048,576"
-std::string human_seconds(double seconds);   // "0.4 s", "12 s", "3 min 05 s", "2 h 07 min"
 std::string human_tokens(int64_t tokens);    // "512", "4k", "1M": whole multiples only, else grouped
 
 // Columns needed on a terminal: code points, with East Asian wide ones counted as one (good enough for names).

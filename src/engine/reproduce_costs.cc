@@ -4,6 +4,7 @@
 #include <cmath>
 #include <sstream>
 
+#include "base/median.h"
 #include "engine/available_memory.h"
 #include "engine/cost_plan.h"
 #include "engine/cost_rooms.h"
@@ -171,10 +172,6 @@ Result<void> deepseek_sizes(std::vector<Claim>& claims) {
   return {};
 }
 
-double median_of(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 double mean_of(const std::vector<double>& values) {
   double sum = 0;
   for (const double value : values) sum += value;

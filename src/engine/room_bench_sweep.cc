@@ -7,6 +7,7 @@
 
 #include "base/byte_reader.h"
 #include "base/clock.h"
+#include "base/median.h"
 #include "engine/available_memory.h"
 #include "engine/cost_plan.h"
 #include "engine/cost_rooms.h"
@@ -32,12 +33,6 @@ Result<ModelConfig> sweep_shape(const std::string& shape) {
 }
 
 bool interrupted(const SweepOptions& options) { return options.interrupted != nullptr && *options.interrupted; }
-
-double median_of(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
 
 // Runs steps in groups, so that layers that let in some tokens are averaged, and takes the median of the groups.
 Result<void> measure_decode(RoomRunner& runner, const SweepOptions& options, SweepCase& result) {

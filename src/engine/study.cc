@@ -11,6 +11,7 @@
 #include "base/byte_reader.h"
 #include "base/clock.h"
 #include "base/cpu_features.h"
+#include "base/median.h"
 #include "base/random.h"
 #include "base/text_file.h"
 #include "engine/cost_plan.h"
@@ -406,12 +407,6 @@ Result<void> Study::evaluate(StudyCell& out, const StudyModel& model, const Plan
   return {};
 }
 
-double middle(std::vector<double>& values) {
-  const auto at = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::ranges::nth_element(values, at);
-  return *at;
-}
-
 Result<std::vector<StudySpeed>> Study::decode(const StudyModel& model, const Planned& planned) {
   // A round is too short to outlast a moment in which the machine does something else, or wakes up: the middle one counts.
   constexpr int kSteps = 33, kLeastRounds = 3, kMostRounds = 15;
@@ -444,9 +439,9 @@ Result<std::vector<StudySpeed>> Study::decode(const StudyModel& model, const Pla
         ASSIGN_OR_RETURN(const double took, runner->step());
         seconds.push_back(took);
       }
-      rounds.push_back(middle(seconds));
+      rounds.push_back(median_of(seconds));
     }
-    const StudySpeed speed{context, 1 / middle(rounds), runner->state_bytes(context)};
+    const StudySpeed speed{context, 1 / median_of(rounds), runner->state_bytes(context)};
     speeds.push_back(speed);
     list.push_back({{"context", context}, {"tokens_per_second", speed.tokens_per_second}, {"state_bytes", speed.state_bytes}});
   }

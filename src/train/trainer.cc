@@ -8,6 +8,7 @@
 
 #include "base/byte_reader.h"
 #include "base/clock.h"
+#include "base/number_text.h"
 #include "formats/safetensors/safetensors_writer.h"
 #include "formats/state_file/hash128.h"
 #include "train/schedule.h"
@@ -21,21 +22,8 @@ double unix_seconds() {
 
 std::string whole_text(int64_t value) { return std::to_string(value); }
 
-// "1,048,576".
-std::string grouped_text(int64_t count) {
-  std::string text = std::to_string(count);
-  for (size_t at = text.size(); at > 3; at -= 3) text.insert(at - 3, 1, ',');
-  return text;
-}
 // "1 thread", "2 threads".
 std::string counted(int64_t count, const std::string& what) { return whole_text(count) + " " + what + (count == 1 ? "" : "s"); }
-// "25 min 36 s".
-std::string duration_text(double seconds) {
-  const int64_t whole = static_cast<int64_t>(seconds), minutes = whole / 60;
-  return (minutes == 0 ? "" : minutes < 60 ? whole_text(minutes) + " min " : whole_text(minutes / 60) + " h " + whole_text(minutes % 60) + " min ") +
-         whole_text(whole % 60) + " s";
-}
-
 std::string short_text(double value) {
   std::ostringstream text;
   text.precision(5);
@@ -321,14 +309,14 @@ Result<void> Trainer::write_report() const {
   facts.title = "Training run " + std::filesystem::path(config_.output.folder).lexically_normal().filename().string();
   facts.rows = {
       {"configuration", config_.file},
-      {"model", grouped_text(parts_.model->parameter_count()) + " parameters, " +
+      {"model", grouped_count(parts_.model->parameter_count()) + " parameters, " +
                     whole_text(static_cast<int64_t>(parts_.model->config().layers.size())) + " layers of " +
                     whole_text(parts_.model->config().hidden)},
       {"data", parts_.training->description()},
       {"step", whole_text(state_.step) + " of " + whole_text(config_.train.steps) + ", " +
                    whole_text(config_.train.batch) + " x " + whole_text(config_.train.sequence) + " tokens each"},
-      {"tokens", grouped_text(state_.tokens)},
-      {"time", duration_text(state_.seconds)},
+      {"tokens", grouped_count(state_.tokens)},
+      {"time", human_seconds(state_.seconds)},
       {"products", parts_.model->ops().name() + ", " + counted(parts_.model->ops().threads(), "thread") + ", " +
                        counted(parts_.ranks->size(), "rank")}};
   return write_html_report(config_.output.folder + "/report.html", facts, metrics_->history());
